@@ -1,0 +1,245 @@
+"""The agent loop: one for training rollouts, curation, evaluation and serving.
+
+Batched by turn (every conversation still open gets its next turn in one generation) and
+asynchronous over tools (all calls of a turn run at once).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from toolwise.agent.engine import Batch, Engine, Sampling, TokenRecord, Turn
+from toolwise.agent.protocol import ParsedCall, ParsedTurn, extract_answer, parse_turn
+from toolwise.data import Message, Task
+from toolwise.tools import Tool, ToolError, ToolResult, ToolSession
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One tool call of a rollout: what was asked, what came back."""
+
+    name: str
+    arguments: dict[str, Any]
+    result: ToolResult
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One attempt at a task.
+
+    Args:
+        task: what was asked.
+        messages: the conversation, user turn first (no system prompt).
+        turns: the assistant turns with tokens, log-probabilities and time.
+        calls: every tool call, in order.
+        answer: text of the one `<answer>`, or None.
+        stop_reason: `answer`, `length`, `max_turns` or `no_answer`.
+        batch_index: position in the engine batch.
+        tokens: the token record, where `run_agent(…, keep_tokens=True)` asked for it.
+    """
+
+    task: Task
+    messages: list[Message]
+    turns: list[Turn] = field(default_factory=list)
+    calls: list[CallRecord] = field(default_factory=list)
+    answer: str | None = None
+    stop_reason: str = "no_answer"
+    batch_index: int = 0
+    tokens: TokenRecord | None = None
+
+    @property
+    def tool_calls(self) -> int:
+        """T: calls made, malformed ones included."""
+        return len(self.calls)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(turn.completion_tokens for turn in self.turns)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(turn.prompt_tokens for turn in self.turns)
+
+    @property
+    def tool_seconds(self) -> float:
+        return sum(call.result.seconds for call in self.calls)
+
+    @property
+    def model_seconds(self) -> float:
+        return sum(turn.seconds for turn in self.turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on one rollout: assistant turns, and tool calls (further calls get an error)."""
+
+    max_turns: int = 4
+    max_tool_calls: int = 8
+
+
+OnEvent = Callable[[Rollout, Turn | CallRecord], None]
+"""Called as each turn and each call finishes (streaming, traces, progress)."""
+
+
+def user_message(task: Task) -> Message:
+    """The task as the user's turn: images first, then the question and its options."""
+    text = task.question
+    if task.choices:
+        options = "\n".join(f"({chr(65 + i)}) {c}" for i, c in enumerate(task.choices))
+        text = f"{text}\n{options}"
+    parts: list[dict[str, Any]] = [{"type": "image", "image": data} for data in task.images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+async def run_agent(
+    engine: Engine,
+    tasks: Sequence[Task],
+    tools: Sequence[Tool] = (),
+    *,
+    sampling: Sampling = Sampling(),
+    limits: Limits = Limits(),
+    history: Sequence[Sequence[Message]] | None = None,
+    on_event: OnEvent | None = None,
+    keep_tokens: bool = False,
+) -> list[Rollout]:
+    """Answer every task, calling tools as the model asks.
+
+    Args:
+        engine: the model.
+        tasks: one conversation each.
+        tools: what the prompt offers; empty is the tools-off counterfactual, in which a call the
+            model writes all the same is not run and ends the rollout without an answer.
+        sampling: decoding settings.
+        limits: bounds per rollout.
+        history: conversations to continue instead of the tasks' own user turns (serving).
+        on_event: observer.
+        keep_tokens: fill `Rollout.tokens` (training).
+
+    Returns:
+        One rollout per task, in order.
+
+    Raises:
+        BackendError: the engine or a tool backend failed; nothing is scored.
+    """
+    starts = history if history is not None else [[user_message(task)] for task in tasks]
+    rollouts = [
+        Rollout(task, list(start), batch_index=index)
+        for index, (task, start) in enumerate(zip(tasks, starts, strict=True))
+    ]
+    batch = engine.start(starts, [tool.schema for tool in tools])
+    by_name = {tool.name: tool for tool in tools}
+    sessions: list[dict[str, ToolSession]] = [{} for _ in tasks]
+    open_ones = list(range(len(rollouts)))
+    try:
+        for turn_number in range(limits.max_turns):
+            if not open_ones:
+                break
+            turns = await batch.generate(open_ones, sampling)
+            calling: list[tuple[int, ParsedTurn]] = []
+            for index, turn in zip(open_ones, turns, strict=True):
+                parsed = _record_turn(rollouts[index], turn, on_event)
+                if parsed.calls and tools and turn.finish_reason != "length":
+                    calling.append((index, parsed))
+            last = turn_number + 1 == limits.max_turns
+            if last:
+                for index, _ in calling:
+                    rollouts[index].stop_reason = "max_turns"
+                break
+            await asyncio.gather(
+                *(
+                    _run_calls(rollouts[i], parsed, by_name, sessions[i], limits, batch, on_event)
+                    for i, parsed in calling
+                )
+            )
+            open_ones = [index for index, _ in calling]
+    finally:
+        await asyncio.gather(*(s.close() for opened in sessions for s in opened.values()))
+    if keep_tokens:
+        for rollout in rollouts:
+            rollout.tokens = batch.tokens(rollout.batch_index)
+    return rollouts
+
+
+def _record_turn(rollout: Rollout, turn: Turn, on_event: OnEvent | None) -> ParsedTurn:
+    parsed = parse_turn(turn.text)
+    message: Message = {"role": "assistant", "content": parsed.content}
+    if parsed.calls:
+        first = rollout.tool_calls
+        message["tool_calls"] = [
+            {
+                "id": f"call_{first + i}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for i, call in enumerate(parsed.calls)
+        ]
+    rollout.messages.append(message)
+    rollout.turns.append(turn)
+    if turn.finish_reason == "length":
+        rollout.stop_reason = "length"
+    elif not parsed.calls:
+        rollout.answer = extract_answer(parsed.content)
+        rollout.stop_reason = "answer" if rollout.answer is not None else "no_answer"
+    if on_event:
+        on_event(rollout, turn)
+    return parsed
+
+
+async def _run_calls(
+    rollout: Rollout,
+    parsed: ParsedTurn,
+    tools: dict[str, Tool],
+    sessions: dict[str, ToolSession],
+    limits: Limits,
+    batch: Batch,
+    on_event: OnEvent | None,
+) -> None:
+    """Run one turn's calls in order (they may share a session's state) and append the results."""
+    replies: list[Message] = []
+    for call in parsed.calls:
+        result = await _run_call(rollout, call, tools, sessions, limits)
+        record = CallRecord(call.name, call.arguments, result)
+        replies.append(tool_message(f"call_{rollout.tool_calls}", result))
+        rollout.calls.append(record)
+        if on_event:
+            on_event(rollout, record)
+    rollout.messages.extend(replies)
+    batch.append(rollout.batch_index, replies)
+
+
+async def _run_call(
+    rollout: Rollout,
+    call: ParsedCall,
+    tools: dict[str, Tool],
+    sessions: dict[str, ToolSession],
+    limits: Limits,
+) -> ToolResult:
+    if call.error is not None:
+        return ToolResult(f"Error: {call.error}", is_error=True)
+    if call.name not in tools:
+        return ToolResult(
+            f"Error: no tool named {call.name!r}; there are: {', '.join(tools)}", is_error=True
+        )
+    if rollout.tool_calls >= limits.max_tool_calls:
+        return ToolResult("Error: no tool calls left; answer now", is_error=True)
+    started = time.perf_counter()
+    try:
+        if call.name not in sessions:
+            sessions[call.name] = await tools[call.name].open(rollout.task.images)
+        return await sessions[call.name].call(call.arguments)
+    except ToolError as error:
+        return ToolResult(
+            f"Error: {error}", is_error=True, seconds=time.perf_counter() - started
+        )
+
+
+def tool_message(call_id: str, result: ToolResult) -> Message:
+    """A tool result as the message the model reads: shown images first, then printed text."""
+    parts: list[dict[str, Any]] = [{"type": "image", "image": data} for data in result.images]
+    if result.text or not parts:
+        parts.append({"type": "text", "text": result.text})
+    return {"role": "tool", "tool_call_id": call_id, "content": parts}
