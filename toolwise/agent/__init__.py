@@ -2,7 +2,13 @@
 
 from toolwise.agent.engine import Batch, Engine, Sampling, TokenRecord, Turn
 from toolwise.agent.loop import CallRecord, Limits, Rollout, run_agent, tool_message, user_message
-from toolwise.agent.protocol import ParsedCall, ParsedTurn, extract_answer, is_well_formed, parse_turn
+from toolwise.agent.protocol import (
+    ParsedCall,
+    ParsedTurn,
+    extract_answer,
+    is_well_formed,
+    parse_turn,
+)
 
 __all__ = [
     "Batch",

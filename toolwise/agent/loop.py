@@ -232,9 +232,7 @@ async def _run_call(
             sessions[call.name] = await tools[call.name].open(rollout.task.images)
         return await sessions[call.name].call(call.arguments)
     except ToolError as error:
-        return ToolResult(
-            f"Error: {error}", is_error=True, seconds=time.perf_counter() - started
-        )
+        return ToolResult(f"Error: {error}", is_error=True, seconds=time.perf_counter() - started)
 
 
 def tool_message(call_id: str, result: ToolResult) -> Message:

@@ -67,7 +67,9 @@ def _parse_call(body: str) -> ParsedCall:
     try:
         call = json.loads(body)
     except json.JSONDecodeError as error:
-        return ParsedCall("", {}, f"the call is not valid JSON: {error.msg} at character {error.pos}")
+        return ParsedCall(
+            "", {}, f"the call is not valid JSON: {error.msg} at character {error.pos}"
+        )
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return ParsedCall("", {}, 'a call is an object {"name": …, "arguments": {…}}')
     arguments = call.get("arguments", {})

@@ -1,0 +1,45 @@
+"""Load a Qwen3-VL processor, also where torchvision (which only its video half needs) is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.utils import is_torchvision_available
+
+from toolwise.errors import InputError
+
+
+class ImageProcessor(Qwen3VLProcessor):
+    """`Qwen3VLProcessor` for text and images, without the video half and its torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """The parts this processor is made of."""
+        return ["image_processor", "tokenizer"]
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        kwargs.pop("video_processor", None)
+        super().__init__(image_processor, tokenizer, None, **kwargs)
+
+
+def load_processor(path: str | Path) -> Qwen3VLProcessor:
+    """The processor saved beside a checkpoint; raises `InputError` where there is none."""
+    folder = Path(path)
+    config = folder / "preprocessor_config.json"
+    if not config.exists():
+        config = folder / "processor_config.json"
+    if not config.exists():
+        raise InputError(f"{folder}: no preprocessor_config.json; is this a model checkpoint?")
+    if is_torchvision_available():
+        return Qwen3VLProcessor.from_pretrained(folder)
+    settings = json.loads(config.read_text())
+    settings = settings.get("image_processor", settings)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return ImageProcessor(
+        Qwen2VLImageProcessorPil(**settings), tokenizer, chat_template=tokenizer.chat_template
+    )

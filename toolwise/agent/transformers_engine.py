@@ -1,0 +1,384 @@
+"""The in-process engine: a transformers Qwen-VL model that decodes a batch turn by turn.
+
+The KV cache is kept over tool turns: after a tool answered, only its response is read, and images
+are encoded once per conversation. Under greedy decoding it writes the tokens `model.generate`
+writes.
+
+Legend: R rows (open conversations), W width of the block being read, K cached positions, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+from transformers.cache_utils import Cache, DynamicLayer
+
+from toolwise.agent.engine import Sampling, TokenRecord, Turn
+from toolwise.agent.processor import load_processor
+from toolwise.agent.rendering import Renderer
+from toolwise.data import Message
+from toolwise.errors import InputError
+
+
+class TransformersEngine:
+    """Decodes with a model in this process.
+
+    Args:
+        model: a Qwen3-VL-style model; may be one that is being trained.
+        processor: its processor.
+        name: what reports call it.
+    """
+
+    def __init__(self, model: Any, processor: Any, name: str = "transformers") -> None:
+        self.model = model
+        self.name = name
+        self.renderer = Renderer(processor)
+        self.suppressed_ids = suppressed_token_ids(processor.tokenizer)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "cpu") -> TransformersEngine:
+        """Load a checkpoint; raises `InputError` where `path` is not one."""
+        if not (Path(path) / "config.json").exists():
+            raise InputError(f"{path}: no config.json; is this a model checkpoint?")
+        torch.set_flush_denormal(True)
+        model = AutoModelForImageTextToText.from_pretrained(path).to(device).eval()
+        return cls(model, load_processor(path), name=Path(path).name)
+
+    def start(
+        self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]
+    ) -> TransformersBatch:
+        """Open a batch; nothing is computed before the first turn is asked for."""
+        prompts = [self.renderer.prompt(list(messages), list(tools)) for messages in conversations]
+        rows = [_Conversation(list(p.ids), list(p.ids), list(p.images)) for p in prompts]
+        return TransformersBatch(self, rows)
+
+
+def suppressed_token_ids(tokenizer: Any) -> list[int]:
+    """Tokens a model must not write: every control token but the end marker.
+
+    A sampled image placeholder, say, would leave a sequence whose images cannot be matched.
+    """
+    return sorted(set(tokenizer.all_special_ids) - {tokenizer.eos_token_id})
+
+
+@dataclass(slots=True)
+class _Conversation:
+    """One conversation's tokens.
+
+    `pending` are ids not yet read by the model, `pending_images` from index `read_images` on.
+    """
+
+    prompt_ids: list[int]
+    pending: list[int]
+    images: list[bytes]
+    prompt_images: int = field(init=False)
+    read_images: int = 0
+    completion_ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    next_position: int = 0
+
+    def __post_init__(self) -> None:
+        self.prompt_images = len(self.images)
+
+
+class TransformersBatch:
+    """Conversations that share one KV cache (see `toolwise.agent.engine.Batch`)."""
+
+    def __init__(self, engine: TransformersEngine, conversations: list[_Conversation]) -> None:
+        self._engine = engine
+        self._conversations = conversations
+        self._rows: list[int] = []
+        self._cache: Cache | None = None
+        self._attention: Tensor | None = None
+        self._generator: torch.Generator | None = None
+
+    def append(self, index: int, messages: Sequence[Message]) -> None:
+        """Add tool results to one conversation."""
+        rendered = self._engine.renderer.tool_results(list(messages))
+        conversation = self._conversations[index]
+        conversation.pending.extend(rendered.ids)
+        conversation.images.extend(rendered.images)
+        conversation.completion_ids.extend(rendered.ids)
+        conversation.mask.extend([0] * len(rendered.ids))
+        conversation.logprobs.extend([0.0] * len(rendered.ids))
+
+    def tokens(self, index: int) -> TokenRecord:
+        """The token record of one conversation."""
+        c = self._conversations[index]
+        return TokenRecord(
+            tuple(c.prompt_ids),
+            tuple(c.completion_ids),
+            tuple(c.mask),
+            tuple(c.logprobs),
+            tuple(c.images),
+            c.prompt_images,
+        )
+
+    async def generate(self, indices: Sequence[int], sampling: Sampling) -> list[Turn]:
+        """One assistant turn for each conversation in `indices`."""
+        model = self._engine.model
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode():
+                return self._generate(list(indices), sampling)
+        finally:
+            model.train(was_training)
+
+    def _generate(self, indices: list[int], sampling: Sampling) -> list[Turn]:
+        started = time.perf_counter()
+        prompt_tokens = [
+            len(self._conversations[i].prompt_ids) + len(self._conversations[i].completion_ids)
+            for i in indices
+        ]
+        logits_RV = self._read(indices)
+        device = logits_RV.device
+        if self._generator is None and sampling.temperature > 0:
+            self._generator = torch.Generator(device)
+            if sampling.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(sampling.seed)
+        eos = self._engine.renderer.end_id
+        position_R = torch.tensor(
+            [self._conversations[i].next_position for i in indices], device=device
+        )
+        alive_R = torch.ones(len(indices), dtype=torch.bool, device=device)
+        tokens, logprobs, alive = [], [], []
+        for step in range(sampling.max_tokens):
+            token_R, logprob_R = self._pick(logits_RV, sampling)
+            token_R = torch.where(alive_R, token_R, eos)
+            tokens.append(token_R)
+            logprobs.append(logprob_R)
+            alive.append(alive_R)
+            alive_R = alive_R & (token_R != eos)
+            if step + 1 == sampling.max_tokens or not bool(alive_R.any()):
+                break
+            logits_RV = self._forward(
+                token_R[:, None],
+                position_R[None, :, None].expand(3, -1, 1),
+                alive_R[:, None],
+            )
+            position_R = position_R + alive_R
+        seconds = time.perf_counter() - started
+        lengths = torch.stack(alive, 1).sum(1).tolist()
+        ids_RT = torch.stack(tokens, 1).tolist()
+        logprobs_RT = torch.stack(logprobs, 1).tolist()
+        return [
+            self._finish(
+                self._conversations[index],
+                ids_RT[row][: lengths[row]],
+                logprobs_RT[row][: lengths[row]],
+                prompt_tokens[row],
+                seconds,
+                sampling,
+            )
+            for row, index in enumerate(indices)
+        ]
+
+    def _finish(
+        self,
+        conversation: _Conversation,
+        ids: list[int],
+        logprobs: list[float],
+        prompt_tokens: int,
+        seconds: float,
+        sampling: Sampling,
+    ) -> Turn:
+        """Record one turn's tokens; the last one has been sampled but not yet read."""
+        conversation.completion_ids.extend(ids)
+        conversation.mask.extend([1] * len(ids))
+        conversation.logprobs.extend(logprobs)
+        conversation.next_position += len(ids) - 1
+        conversation.pending = [ids[-1]]
+        ended = ids[-1] == self._engine.renderer.end_id
+        text = self._engine.renderer.tokenizer.decode(ids[:-1] if ended else ids)
+        cut = min((text.find(stop) for stop in sampling.stop if stop in text), default=None)
+        return Turn(
+            text=text if cut is None else text[:cut],
+            finish_reason="stop" if ended or cut is not None else "length",
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(ids),
+            token_ids=tuple(ids),
+            logprobs=tuple(logprobs),
+            seconds=seconds,
+        )
+
+    def _read(self, indices: list[int]) -> Tensor:
+        """Read what is pending in `indices` and return the logits after it, [R, V]."""
+        device = self._engine.model.device
+        self._select(indices)
+        opened = [self._conversations[i] for i in indices]
+        width = max(len(c.pending) for c in opened)
+        ids_RW = torch.full((len(opened), width), self._engine.renderer.end_id, dtype=torch.long)
+        mask_RW = torch.zeros((len(opened), width), dtype=torch.bool)
+        position_3RW = torch.zeros((3, len(opened), width), dtype=torch.long)
+        pixels = []
+        for row, conversation in enumerate(opened):
+            images = [
+                self._engine.renderer.pixels(image)
+                for image in conversation.images[conversation.read_images :]
+            ]
+            pixels += images
+            left = width - len(conversation.pending)
+            ids_RW[row, left:] = torch.tensor(conversation.pending)
+            mask_RW[row, left:] = True
+            positions, conversation.next_position = self._positions(
+                conversation.pending, [image.grid for image in images], conversation.next_position
+            )
+            position_3RW[:, row, left:] = positions
+            conversation.read_images = len(conversation.images)
+            conversation.pending = []
+        vision: dict[str, Tensor] = {}
+        if pixels:
+            vision = {
+                "pixel_values": torch.cat([image.values for image in pixels]).to(device),
+                "image_grid_thw": torch.tensor([image.grid for image in pixels], device=device),
+            }
+        return self._forward(
+            ids_RW.to(device), position_3RW.to(device), mask_RW.to(device), **vision
+        )
+
+    def _positions(
+        self, ids: list[int], grids: list[tuple[int, int, int]], start: int
+    ) -> tuple[Tensor, int]:
+        """M-RoPE positions [3, W] of `ids` and the position after them."""
+        merge = self._engine.model.config.vision_config.spatial_merge_size
+        return mrope_positions(ids, grids, start, self._engine.renderer.image_id, merge)
+
+    def _select(self, indices: list[int]) -> None:
+        """Keep only the cache rows of `indices`, in that order."""
+        if self._cache is None:
+            layers = self._engine.model.config.get_text_config().num_hidden_layers
+            self._cache = Cache(layers=[_GrowingLayer() for _ in range(layers)])
+        elif indices != self._rows:
+            where = {index: row for row, index in enumerate(self._rows)}
+            rows = torch.tensor([where[index] for index in indices], device=self._attention.device)  # type: ignore[union-attr]
+            self._cache.batch_select_indices(rows)
+            self._attention = self._attention[rows]  # type: ignore[index]
+        self._rows = indices
+
+    def _forward(
+        self, ids_RW: Tensor, position_3RW: Tensor, mask_RW: Tensor, **vision: Tensor
+    ) -> Tensor:
+        """Extend the cache by a block and return the last position's logits, [R, V]."""
+        if self._attention is None:
+            self._attention = mask_RW
+        else:
+            self._attention = torch.cat([self._attention, mask_RW], dim=1)
+        output = self._engine.model(
+            input_ids=ids_RW,
+            position_ids=position_3RW,
+            attention_mask=self._attention,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **vision,
+        )
+        return output.logits[:, -1]
+
+    def _pick(self, logits_RV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """Choose a token per row; returns tokens [R] and their log-probabilities [R]."""
+        logits_RV = logits_RV.float()
+        logits_RV[:, self._engine.suppressed_ids] = float("-inf")
+        if sampling.temperature == 0:
+            logprobs_RV = logits_RV.log_softmax(-1)
+            token_R = logprobs_RV.argmax(-1)
+            return token_R, logprobs_RV.gather(1, token_R[:, None])[:, 0]
+        logprobs_RV = (logits_RV / sampling.temperature).log_softmax(-1)
+        if sampling.top_p < 1:
+            logprobs_RV = _nucleus(logprobs_RV, sampling.top_p)
+        token_R = torch.multinomial(logprobs_RV.exp(), 1, generator=self._generator)[:, 0]
+        return token_R, logprobs_RV.gather(1, token_R[:, None])[:, 0]
+
+
+def mrope_positions(
+    ids: Sequence[int],
+    grids: Sequence[tuple[int, int, int]],
+    start: int,
+    image_id: int,
+    merge: int,
+) -> tuple[Tensor, int]:
+    """Qwen-VL's multimodal rotary positions, continued from `start`.
+
+    Text advances all three axes by one; an image of t·h·w merged patches gets (time, row, column)
+    offsets and advances them by max(h, w).
+
+    Returns:
+        Positions [3, len(ids)], and the position after the last token.
+    """
+    columns: list[Tensor] = []
+    position, index, remaining = start, 0, iter(grids)
+    while index < len(ids):
+        if ids[index] == image_id:
+            frames, height, width = next(remaining)
+            height, width = height // merge, width // merge
+            t, h, w = torch.meshgrid(
+                torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij"
+            )
+            columns.append(torch.stack([t, h, w]).reshape(3, -1) + position)
+            index += frames * height * width
+            position += max(height, width)
+        else:
+            end = index
+            while end < len(ids) and ids[end] != image_id:
+                end += 1
+            columns.append(torch.arange(position, position + end - index).expand(3, -1))
+            position += end - index
+            index = end
+    return torch.cat(columns, dim=1), position
+
+
+def _nucleus(logprobs_RV: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of tokens whose mass reaches `top_p`, renormalised."""
+    ordered_RV, order_RV = logprobs_RV.sort(dim=-1, descending=True)
+    outside_RV = ordered_RV.exp().cumsum(-1) - ordered_RV.exp() >= top_p
+    drop_RV = torch.zeros_like(outside_RV).scatter(1, order_RV, outside_RV)
+    return logprobs_RV.masked_fill(drop_RV, float("-inf")).log_softmax(-1)
+
+
+class _GrowingLayer(DynamicLayer):
+    """A cache layer that writes into spare room instead of copying itself at every token."""
+
+    _store: tuple[Tensor, Tensor] | None = None
+    _used = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append [R, heads, W, head_dim] and return all K cached positions."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used, total = self._used, self._used + key_states.shape[-2]
+        if self._store is None or self._store[0].shape[-2] < total:
+            self._store = (
+                self._grown(self.keys, key_states, total),
+                self._grown(self.values, value_states, total),
+            )
+        keys, values = self._store
+        keys[:, :, used:total] = key_states
+        values[:, :, used:total] = value_states
+        self._used = total
+        self.keys, self.values = keys[:, :, :total], values[:, :, :total]
+        return self.keys, self.values
+
+    def _grown(self, old: Tensor | None, new: Tensor, total: int) -> Tensor:
+        room = max(total + 32, int(1.5 * total))
+        store = new.new_zeros((*new.shape[:2], room, new.shape[-1]))
+        if old is not None and self._used:
+            store[:, :, : self._used] = old
+        return store
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only these rows."""
+        super().batch_select_indices(indices)
+        self._store = None
