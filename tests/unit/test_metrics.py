@@ -50,7 +50,7 @@ def counterfactual(task_id: str, *correct: bool, ability: str = "perception") ->
 # a and c are solved in every tools-off sample, b in one of two, d has none.
 SCORES = [
     *counterfactual("a", True, True),
-    *counterfactual("b", True, False),
+    *counterfactual("b", False, True),
     *counterfactual("c", True, True, ability="math"),
     row("a", "greedy", True, calls=1, completion_tokens=20),
     row("b", "greedy", True, calls=2, tool_errors=1, completion_tokens=40),
