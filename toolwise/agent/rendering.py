@@ -71,7 +71,7 @@ class Renderer:
         self.image_id: int = self.tokenizer.convert_tokens_to_ids(_PLACEHOLDER)
         self._image_processor = processor.image_processor
         self._template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
-        self._merged = processor.image_processor.merge_size**2
+        self.merge_size: int = processor.image_processor.merge_size
         self._texts: OrderedDict[Any, Rendered] = OrderedDict()
         self._pixels: OrderedDict[bytes, Pixels] = OrderedDict()
         self._pixel_bytes = 0
@@ -161,7 +161,7 @@ class Renderer:
         counts = []
         for image in images:
             t, h, w = self.pixels(image).grid
-            counts.append(t * h * w // self._merged)
+            counts.append(t * h * w // self.merge_size**2)
         return counts[::-1]
 
     def _encode(self, text: str, counts: list[int]) -> list[int]:

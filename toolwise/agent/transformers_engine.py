@@ -252,8 +252,8 @@ class TransformersBatch:
         self, ids: list[int], grids: list[tuple[int, int, int]], start: int
     ) -> tuple[Tensor, int]:
         """M-RoPE positions [3, W] of `ids` and the position after them."""
-        merge = self._engine.model.config.vision_config.spatial_merge_size
-        return mrope_positions(ids, grids, start, self._engine.renderer.image_id, merge)
+        renderer = self._engine.renderer
+        return mrope_positions(ids, grids, start, renderer.image_id, renderer.merge_size)
 
     def _select(self, indices: list[int]) -> None:
         """Keep only the cache rows of `indices`, in that order."""

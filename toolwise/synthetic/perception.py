@@ -1,8 +1,8 @@
 """Perception: read the number on a sign, which may be large, borderline, or a tiny detail.
 
-A 288×288 scene is shown to the model as a 48×48 view. A large sign can be read there; a small
-one sits in one cell of a 4×4 grid, has no more than four pixels a digit in the view, and can be
-read only after `python` has cropped that cell.
+A 288×288 scene is shown to the model as a 48×48 view. A sign stands somewhere in one cell of the
+scene and is as large in its cell's view as a large one is in the scene's: a large sign, with 16
+pixels a digit, can be read at once, a detail, with four, only after `python` has cropped its cell.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from toolwise.data import Task, encode_image
 from toolwise.synthetic.digits import ScanSplit, draw_digit
 
 SCENE = 288
-CELL = SCENE // 4
-"""Side of a grid cell: a crop of one enlarges a detail four times."""
 
 
 class Size(StrEnum):
@@ -29,18 +27,20 @@ class Size(StrEnum):
     DETAIL = "detail"
 
 
-UNIT = {Size.LARGE: 96, Size.BORDERLINE: 48, Size.DETAIL: 24}
-"""Side of the square a digit is written in, in scene pixels; a sixth of it in the view."""
+CELL = {Size.LARGE: SCENE, Size.BORDERLINE: SCENE // 2, Size.DETAIL: SCENE // 4}
+"""Side of the cell a sign stands in, in scene pixels."""
+UNITS = 3
+"""A digit is written in a square of a third of its cell's side."""
 
 QUESTION = "What number is on the sign?"
 PAGE_QUESTION = "Read the page."
+WHERE_QUESTION = "Where is the sign?"
 
 
 class Scene(NamedTuple):
     """A rendered sign.
 
-    `box` is the grid cell that holds a detail's sign, left, top, right, bottom in scene pixels
-    (the whole scene where the sign is larger).
+    `box` is the cell the sign stands in: left, top, right, bottom in scene pixels.
     """
 
     image: Image.Image
@@ -52,15 +52,12 @@ class Scene(NamedTuple):
 def draw_scene(size: Size, split: ScanSplit, rng: np.random.Generator) -> Scene:
     """Render one sign with a number (10–99) at random colours and place."""
     number = str(rng.integers(10, 100))
-    unit = UNIT[size]
-    if size is Size.DETAIL:
-        column, row = map(int, rng.integers(0, SCENE // CELL, 2))
-        box = (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
-    else:
-        box = (0, 0, SCENE, SCENE)
-    places = (box[2] - box[0]) // unit
-    left = box[0] + unit * int(rng.integers(0, places - 1))
-    top = box[1] + unit * int(rng.integers(0, places))
+    cell = CELL[size]
+    column, row = map(int, rng.integers(0, SCENE // cell, 2))
+    box = (column * cell, row * cell, (column + 1) * cell, (row + 1) * cell)
+    unit = cell // UNITS
+    left = box[0] + unit * int(rng.integers(0, UNITS - 1))
+    top = box[1] + unit * int(rng.integers(0, UNITS))
     image = _wall(rng)
     _write(image, [number], (left, top), unit, split, rng)
     return Scene(image, number, size, box)
@@ -70,7 +67,7 @@ def draw_page(split: ScanSplit, rng: np.random.Generator) -> Scene:
     """A page of three numbers of three digits, as large as a large sign's (base stage only)."""
     rows = ["".join(map(str, rng.integers(0, 10, 3))) for _ in range(3)]
     image = _wall(rng)
-    _write(image, rows, (0, 0), UNIT[Size.LARGE], split, rng)
+    _write(image, rows, (0, 0), SCENE // UNITS, split, rng)
     return Scene(image, " ".join(rows), Size.LARGE, (0, 0, SCENE, SCENE))
 
 

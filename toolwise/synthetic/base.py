@@ -1,0 +1,169 @@
+"""The base stage: teach the tiny model to answer directly, and nothing about tools.
+
+It stands for the pretraining of a published model. Afterwards the model reads large signs, does
+one-digit arithmetic and knows the facts that stand still; it also reads pages, finds signs, repeats
+strings and reads a value off a passage, which is what using a tool's result will take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from torch.utils.data import DataLoader, IterableDataset
+
+from toolwise.agent.rendering import Renderer
+from toolwise.data import Message, encode_image
+from toolwise.progress import Log, Progress
+from toolwise.storage import atomic_directory
+from toolwise.synthetic import arithmetic, facts, perception
+from toolwise.synthetic.digits import ScanSplit
+from toolwise.synthetic.environment import PHRASES
+from toolwise.synthetic.model import build_model, build_processor
+from toolwise.synthetic.perception import Size
+from toolwise.tools.python import PYTHON_SCHEMA
+from toolwise.tools.text_search import TEXT_SEARCH_SCHEMA
+from toolwise.training.batching import collate
+
+
+class BaseStageSettings(BaseModel):
+    """How the base model is taught."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: PositiveInt = 700
+    batch_size: PositiveInt = 48
+    learning_rate: PositiveFloat = 2e-3
+
+
+# Lesson and its share of each batch.
+_LESSONS = (
+    ("page", 0.24),
+    ("sign", 0.20),
+    ("where", 0.12),
+    ("math", 0.16),
+    ("fact", 0.12),
+    ("repeat", 0.08),
+    ("passage", 0.08),
+)
+
+
+def train_base(
+    out_dir: Path,
+    seed: int,
+    settings: BaseStageSettings,
+    *,
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train the tiny model from scratch and write it as a Hugging Face checkpoint.
+
+    The loss is the cross-entropy of the answer's tokens. The same seed gives the same model.
+    """
+    torch.set_flush_denormal(True)
+    torch.manual_seed(seed)
+    processor = build_processor([PYTHON_SCHEMA, TEXT_SEARCH_SCHEMA], PHRASES)
+    model = build_model(processor.tokenizer, seed=seed).train()
+    lessons = _Lessons(Renderer(processor), settings.batch_size, seed)
+    # One worker draws and renders on the second core while the model trains on the first.
+    batches = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4))
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: _warm_cosine(step, settings.steps)
+    )
+    for step in range(settings.steps):
+        batch = next(batches)
+        labels = batch.pop("labels")
+        logits = model(**batch).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+        if log and step % 10 == 9:
+            log({"loss": loss.item()}, step + 1)
+        if progress:
+            progress(step + 1, settings.steps, f"loss {loss.item():.3f}")
+    with atomic_directory(out_dir) as folder:
+        model.eval().save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+def _warm_cosine(step: int, steps: int, warm_up: int = 50) -> float:
+    """Linear warm-up, then a cosine down to 1% of the learning rate."""
+    return min(1.0, (step + 1) / warm_up) * (
+        0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+
+
+class _Lessons(IterableDataset[dict[str, torch.Tensor]]):
+    """An endless stream of collated batches."""
+
+    def __init__(self, renderer: Renderer, batch_size: int, seed: int) -> None:
+        self._renderer = renderer
+        self._batch_size = batch_size
+        self._rng = np.random.default_rng([seed, 48])
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        torch.set_num_threads(1)
+        names, shares = zip(*_LESSONS, strict=True)
+        while True:
+            drawn = self._rng.choice(names, size=self._batch_size, p=shares)
+            conversations = [self._renderer.conversation(self._lesson(str(n))) for n in drawn]
+            yield collate(conversations, self._renderer)
+
+    def _lesson(self, name: str) -> list[Message]:
+        rng = self._rng
+        match name:
+            case "page":
+                scene = perception.draw_page(ScanSplit.TRAIN, rng)
+                return _ask(perception.PAGE_QUESTION, scene.number, encode_image(scene.image))
+            case "sign":
+                size = list(Size)[int(rng.integers(len(Size)))]
+                scene = perception.draw_scene(size, ScanSplit.TRAIN, rng)
+                image = scene.image.crop(scene.box)
+                return _ask(perception.QUESTION, scene.number, encode_image(image))
+            case "where":
+                size = list(Size)[int(rng.choice(3, p=(0.1, 0.2, 0.7)))]
+                scene = perception.draw_scene(size, ScanSplit.TRAIN, rng)
+                box = ", ".join(map(str, scene.box))
+                return _ask(perception.WHERE_QUESTION, box, encode_image(scene.image))
+            case "math":
+                task = arithmetic.math_task("", False, rng)
+                return _ask(task.question, task.answer[0])
+            case "fact":
+                fact = facts.STILL[int(rng.integers(len(facts.STILL)))]
+                task = facts.search_task("", fact, rng)
+                return _ask(task.question, task.answer[0])
+            case "repeat":
+                text = (
+                    arithmetic.hard_expression(rng)
+                    if rng.random() < 0.5
+                    else facts.changing_fact(rng).query
+                )
+                return _ask(f"Repeat: {text}", text)
+            case _:
+                fact = facts.changing_fact(rng)
+                task = facts.search_task("", fact, rng)
+                return _ask(f"{fact.passage}\n{task.question}", fact.value)
+
+
+def _ask(question: str, answer: str, image: bytes | None = None) -> list[Message]:
+    parts = [{"type": "image", "image": image}] if image else []
+    return [
+        {"role": "user", "content": [*parts, {"type": "text", "text": question}]},
+        {"role": "assistant", "content": f"<answer>{answer}</answer>"},
+    ]
