@@ -1,0 +1,115 @@
+"""The command line that starts a sandbox: what it sees, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from toolwise.errors import BackendError
+
+INSIDE = Path(__file__).parent / "inside"
+PACKAGES = {"PIL": "pillow.libs", "numpy": "numpy.libs"}
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+MISSING = (
+    "the python tool needs bubblewrap and there is no `bwrap` on PATH; "
+    "install it: apt-get install bubblewrap"
+)
+
+
+def command() -> list[str]:
+    """bwrap and its arguments, up to and including the interpreter.
+
+    Raises:
+        BackendError: bubblewrap is not installed.
+    """
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise BackendError(MISSING)
+    namespaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    if os.geteuid() == 0:
+        # Root keeps its user namespace until the supervisor becomes an unprivileged user in it:
+        # mapped to root, as bwrap would, RLIMIT_NPROC would not bind. Sessions get their own.
+        powers = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        namespaces += ["--unshare-user"]
+        powers = ["--cap-drop", "ALL"]
+    python, prefix_binds = _interpreter()
+    return [
+        bwrap,
+        *namespaces,
+        "--unshare-cgroup-try",
+        *powers,
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+        *_environment(),
+        *("--dir", "/tmp", "--dir", "/opt", "--dir", "/opt/packages", "--dir", "/opt/toolwise"),
+        *_system_folders(),
+        *prefix_binds,
+        *_packages(),
+        *("--ro-bind", str(INSIDE), "/opt/toolwise/inside"),
+        *("--proc", "/proc", "--dev", "/dev"),
+        *("--remount-ro", "/", "--remount-ro", "/dev"),
+        *("--chdir", "/"),
+        python,
+    ]
+
+
+def bare_environment() -> dict[str, str]:
+    """The environment of a supervisor that runs without bubblewrap (isolation `none`)."""
+    return {**ENVIRONMENT, "PYTHONPATH": f"{INSIDE.parent}"}
+
+
+def _environment() -> list[str]:
+    values = {
+        **ENVIRONMENT,
+        "HOME": "/tmp",
+        "PYTHONPATH": "/opt/toolwise:/opt/packages",
+        "LD_LIBRARY_PATH": "/opt/python/lib",
+    }
+    return [part for name, value in values.items() for part in ("--setenv", name, value)]
+
+
+def _system_folders() -> list[str]:
+    """/usr, and beside it what a merged /usr has links for."""
+    arguments = ["--ro-bind", "/usr", "/usr"]
+    for folder in sorted(Path("/").glob("lib*")) + [Path("/bin")]:
+        if folder.is_symlink():
+            arguments += ["--symlink", str(folder.readlink()), str(folder)]
+        elif folder.is_dir():
+            arguments += ["--ro-bind", str(folder), str(folder)]
+    return arguments
+
+
+def _interpreter() -> tuple[str, list[str]]:
+    """This interpreter's path inside; a prefix outside /usr (pyenv, conda) is bound to /opt."""
+    executable = Path(sys.executable).resolve()
+    prefix = Path(sys.base_prefix).resolve()
+    if prefix.is_relative_to("/usr"):
+        return str(executable), []
+    inside = Path("/opt/python") / executable.relative_to(prefix)
+    return str(inside), ["--ro-bind", str(prefix), "/opt/python"]
+
+
+def _packages() -> list[str]:
+    """PIL and numpy with their bundled libraries, and nothing else of site-packages."""
+    arguments: list[str] = []
+    for package, libraries in PACKAGES.items():
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise BackendError(
+                f"the python tool needs the package {package} and it isn't installed"
+            )
+        folder = Path(spec.origin).parent
+        for part in (folder, *folder.parent.glob(libraries)):
+            arguments += ["--ro-bind", str(part), f"/opt/packages/{part.name}"]
+    return arguments

@@ -1,0 +1,285 @@
+"""Sandboxes on this machine: a few warm supervisors that fork a session per trajectory."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from toolwise.data import encode_image
+from toolwise.errors import BackendError, InputError
+from toolwise.tools.base import ToolResult
+from toolwise.tools.output import plain_text
+from toolwise.tools.sandbox import bubblewrap
+from toolwise.tools.sandbox.contract import Isolation, SandboxLimits
+from toolwise.tools.sandbox.inside import wire
+
+START_SECONDS = 60.0
+TRACEBACK_CHARS = 2000
+CALLS_PER_WORKER = 4
+"""Calls a worker runs at once: enough that one endless loop does not hold up the rest."""
+
+
+RESTARTED = "python was restarted, its variables are gone"
+
+
+class Process(NamedTuple):
+    """A session's process: where it runs, its name there, our end of its socket."""
+
+    worker: Worker
+    name: str
+    sock: socket.socket
+
+
+class LocalSandbox:
+    """A pool of `workers` sandboxes; a worker that dies is replaced.
+
+    Raises:
+        BackendError: bubblewrap is not installed, or can't start here (on first use).
+    """
+
+    def __init__(
+        self,
+        isolation: Isolation = Isolation.BUBBLEWRAP,
+        workers: int = 2,
+        limits: SandboxLimits = SandboxLimits(),
+    ) -> None:
+        self.isolation = isolation
+        self.concurrency = workers * CALLS_PER_WORKER
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._turn = itertools.cycle(range(workers))
+        # `bwrap --die-with-parent` dies with the *thread* that started it: this one lasts.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox-starter")
+        self._workers = [self._new_worker() for _ in range(workers)]
+
+    def open(self, images: Sequence[bytes]) -> LocalSession:
+        return LocalSession(self, images, self._limits)
+
+    def close(self) -> None:
+        with self._lock:
+            for worker in self._workers:
+                worker.close()
+        self._starter.shutdown()
+
+    def worker(self) -> Worker:
+        """The worker whose turn it is, replaced first where it died."""
+        with self._lock:
+            index = next(self._turn)
+            if not self._workers[index].alive:
+                self._workers[index].close()
+                self._workers[index] = self._new_worker()
+            return self._workers[index]
+
+    def _new_worker(self) -> Worker:
+        return self._starter.submit(Worker, self.isolation, self._limits).result()
+
+
+class Worker:
+    """One supervisor process, in bubblewrap or bare."""
+
+    def __init__(self, isolation: Isolation, limits: SandboxLimits) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        bare = isolation is Isolation.NONE
+        python = [sys.executable] if bare else bubblewrap.command()
+        how = "bare" if bare else "isolated"
+        arguments = [str(theirs.fileno()), json.dumps(asdict(limits)), how]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
+        with theirs:
+            self._process = subprocess.Popen(
+                [*python, "-m", "inside.supervisor", *arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                env=bubblewrap.bare_environment() if bare else None,
+                start_new_session=bare,
+            )
+        self._control = ours
+        self._control.settimeout(START_SECONDS)
+        self._lock = threading.Lock()
+        self._names = itertools.count()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def start(self) -> tuple[str, socket.socket]:
+        """Fork a session: its name and our end of its socket.
+
+        Raises:
+            BackendError: the supervisor does not answer; it is killed.
+        """
+        ours, theirs = socket.socketpair()
+        with self._lock:
+            name = str(next(self._names))
+            try:
+                with theirs:
+                    socket.send_fds(self._control, [f"start {name}".encode()], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise self.failure() from None
+        try:
+            header, _ = wire.receive(ours, 1000, 0, time.monotonic() + START_SECONDS)
+            if header != {"ready": True}:
+                raise wire.WireError("not the greeting of a session")
+        except (OSError, EOFError, wire.WireError):
+            ours.close()
+            raise self.failure() from None
+        return name, ours
+
+    def end(self, name: str) -> None:
+        """Kill a session and everything it started; nothing happens where it is gone already."""
+        with self._lock, contextlib.suppress(OSError):
+            self._control.send(f"end {name}".encode())
+
+    def failure(self) -> BackendError:
+        """Kill the worker; the error that says what it had to say."""
+        self.close()
+        self._log.seek(0)
+        said = self._log.read()[-2000:].decode(errors="replace").strip() or "nothing"
+        return BackendError(
+            f"the python sandbox does not work here (exit status {self._process.returncode}); "
+            f"its last words: {said}"
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            self._control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)  # a healthy supervisor ends by itself, and its sessions with it
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+class LocalSession:
+    """One trajectory's python process, started by its first call."""
+
+    def __init__(
+        self, sandbox: LocalSandbox, images: Sequence[bytes], limits: SandboxLimits
+    ) -> None:
+        self._sandbox = sandbox
+        self._images = list(images)
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._process: Process | None = None
+        self._calls = 0
+        self._closed = False
+
+    def call(self, code: str) -> ToolResult:
+        """Run code.
+
+        Raises:
+            BackendError: no worker can be started, or the worker died under a session that had
+                variables to lose (without any, another worker takes the call).
+            InputError: an image of the task can't be decoded.
+        """
+        with self._lock:
+            started = time.perf_counter()
+            fresh = self._process is None
+            try:
+                result = self._attempt(code)
+            except BackendError:
+                if not fresh:
+                    raise
+                result = self._attempt(code)
+            finally:
+                if self._closed:
+                    self._discard()
+            return replace(result, seconds=time.perf_counter() - started)
+
+    def close(self) -> None:
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.worker.end(process.name)  # a call under way ends with its process
+        if self._lock.acquire(blocking=False):
+            self._discard()
+            self._lock.release()
+
+    def _attempt(self, code: str) -> ToolResult:
+        if self._closed:
+            raise BackendError("the python session was closed while a call was waiting")
+        images = self._images if self._process is None else []
+        process = self._process = self._process or self._start()
+        self._calls += 1
+        deadline = time.monotonic() + self._limits.seconds
+        try:
+            process.sock.settimeout(self._limits.seconds)
+            wire.send(process.sock, {"call": self._calls, "code": code}, images)
+            header, blobs = wire.receive(process.sock, *self._reply_bounds, deadline)
+            return self._result(header, blobs)
+        except TimeoutError:
+            self._discard()
+            return _failed(f"timed out after {self._limits.seconds:g} s", RESTARTED)
+        except wire.WireError as error:
+            self._discard()
+            return _failed(f"python sent a reply that is none ({error})", RESTARTED)
+        except (EOFError, OSError):
+            self._discard()
+            if not self._closed:
+                self._process = self._start()  # only a healthy worker can: the code is to blame
+            return _failed("the python process was killed (too much memory?) or exited", RESTARTED)
+
+    def _start(self) -> Process:
+        worker = self._sandbox.worker()
+        return Process(worker, *worker.start())
+
+    def _discard(self) -> None:
+        if self._process is not None:
+            self._process.worker.end(self._process.name)
+            self._process.sock.close()
+            self._process = None
+
+    @property
+    def _reply_bounds(self) -> tuple[int, int]:
+        most_characters = self._limits.text_chars + 2 * TRACEBACK_CHARS
+        return 12 * most_characters + 4096, 3 * self._limits.pixels * self._limits.images
+
+    def _result(self, header: dict[str, Any], blobs: list[bytes]) -> ToolResult:
+        """Check a reply, which the model's code may have forged, and encode its images."""
+        match header:
+            case {"bad_image": str(reason)}:
+                raise InputError(f"an image of the task can't be decoded: {reason}")
+            case {"call": self._calls, "text": str(text), "error": None | str() as error}:
+                sizes = header.get("sizes")
+            case _:
+                raise wire.WireError("fields are missing")
+        images = _encoded(sizes, blobs, self._limits)
+        if error:
+            text = f"{text.rstrip()}\n{error}".lstrip()
+        text = plain_text(text, self._limits.text_chars + 2 * TRACEBACK_CHARS)
+        return ToolResult(text, images, is_error=error is not None)
+
+
+def _encoded(sizes: Any, blobs: list[bytes], limits: SandboxLimits) -> tuple[bytes, ...]:
+    """Raw RGB pixels to PNG: no format the sandbox chose is ever parsed by the host."""
+    if not isinstance(sizes, list) or len(sizes) != len(blobs) or len(blobs) > limits.images:
+        raise wire.WireError("sizes and images differ")
+    images: list[bytes] = []
+    for size, pixels in zip(sizes, blobs, strict=True):
+        match size:
+            case [int(width), int(height)] if width > 0 and height > 0:
+                if width * height * 3 != len(pixels) or width * height > limits.pixels:
+                    raise wire.WireError("an image is not the size it claims")
+                images.append(encode_image(Image.frombytes("RGB", (width, height), pixels)))
+            case _:
+                raise wire.WireError("an image has no size")
+    return tuple(images)
+
+
+def _failed(what: str, consequence: str) -> ToolResult:
+    return ToolResult(f"Error: {what}; {consequence}", is_error=True)
