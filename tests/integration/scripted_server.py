@@ -1,0 +1,107 @@
+"""An OpenAI-compatible server over real HTTP that writes what the conversation tells it to.
+
+The last user message is a script: turns separated by `|`. A turn is sent as it stands, except
+`!status N` (fail with that HTTP status), `!once N` (fail so the first time), `!length` (cut off)
+and `!hold` (wait until the test lets go).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import fastapi
+import uvicorn
+from fastapi.responses import JSONResponse
+
+from toolwise.agent import parse_turn
+
+
+def call(name: str, **arguments: Any) -> str:
+    """A tool call as the model writes it."""
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+class ScriptedServer:
+    """Runs in a thread; `requests` are the bodies it got.
+
+    Args:
+        native: parse calls out of the text, as a server with a tool-call parser does.
+    """
+
+    def __init__(self, native: bool = False) -> None:
+        self.native = native
+        self.requests: list[dict[str, Any]] = []
+        self.holding = threading.Event()
+        self.let_go = threading.Event()
+        self._failed: set[str] = set()
+        app = fastapi.FastAPI()
+        app.add_api_route("/v1/chat/completions", self._complete, methods=["POST"])
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def __enter__(self) -> ScriptedServer:
+        self._thread.start()
+        while not self._server.started:
+            self._thread.join(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go.set()
+        self._server.should_exit = True
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}/v1"
+
+    def _complete(self, body: dict[str, Any]) -> fastapi.Response:
+        self.requests.append(body)
+        messages = body["messages"]
+        last_user = max(i for i, m in enumerate(messages) if m["role"] == "user")
+        turns = _text(messages[last_user]).split("|")
+        text = turns[sum(m["role"] == "assistant" for m in messages[last_user:])].strip()
+        word, _, number = text.partition(" ")
+        if word == "!hold":
+            self.holding.set()
+            self.let_go.wait()
+            text = "<answer>held</answer>"
+        if word == "!status" or (word == "!once" and text not in self._failed):
+            self._failed.add(text)
+            return JSONResponse({"error": {"message": f"scripted {number}"}}, int(number))
+        if word == "!once":
+            text = "<answer>after all</answer>"
+        finish = "length" if text == "!length" else "stop"
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        parsed = parse_turn(text)
+        if self.native and parsed.calls:
+            finish = "tool_calls"
+            message["content"] = parsed.content or None
+            message["tool_calls"] = [
+                {
+                    "id": f"chatcmpl-tool-{i}",
+                    "type": "function",
+                    "function": {"name": c.name, "arguments": json.dumps(c.arguments)},
+                }
+                for i, c in enumerate(parsed.calls)
+            ]
+        return JSONResponse(
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": body["model"],
+                "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+                "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+            }
+        )
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")

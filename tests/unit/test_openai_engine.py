@@ -1,0 +1,49 @@
+"""What an OpenAI reply reads like as protocol text."""
+
+from __future__ import annotations
+
+import json
+
+from openai.types.chat import ChatCompletionMessage
+
+from toolwise.agent import parse_turn
+from toolwise.agent.openai_engine import _protocol_text
+
+
+def reply(content: str | None, *calls: tuple[str, str]) -> ChatCompletionMessage:
+    return ChatCompletionMessage.model_validate(
+        {
+            "role": "assistant",
+            "content": content,
+            "tool_calls": [
+                {"id": "x", "type": "function", "function": {"name": n, "arguments": a}}
+                for n, a in calls
+            ],
+        }
+    )
+
+
+def test_native_calls_parse_to_what_was_called() -> None:
+    message = reply("I see.", ("python", '{"code": "print(1)"}'), ("text_search", "{}"))
+    parsed = parse_turn(_protocol_text(message))
+    assert parsed.content == "I see."
+    assert [(c.name, c.arguments, c.error) for c in parsed.calls] == [
+        ("python", {"code": "print(1)"}, None),
+        ("text_search", {}, None),
+    ]
+
+
+def test_arguments_that_spell_the_closing_tag_stay_whole() -> None:
+    code = "print('</tool_call>')"
+    parsed = parse_turn(_protocol_text(reply(None, ("python", json.dumps({"code": code})))))
+    assert [c.arguments for c in parsed.calls] == [{"code": code}]
+
+
+def test_malformed_arguments_reach_the_model_as_an_error() -> None:
+    [call] = parse_turn(_protocol_text(reply(None, ("python", '{"code": ')))).calls
+    assert call.error is not None
+    assert "JSON" in call.error
+
+
+def test_an_empty_reply_is_an_empty_turn() -> None:
+    assert _protocol_text(reply(None)) == ""
