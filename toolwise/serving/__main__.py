@@ -1,0 +1,5 @@
+import sys
+
+from toolwise.serving.server import main
+
+sys.exit(main())

@@ -1,0 +1,227 @@
+"""Deploy a checkpoint as a local server process, and ask it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+
+from toolwise.agent import user_message
+from toolwise.agent.openai_engine import data_uri
+from toolwise.data import Task, grade
+from toolwise.errors import BackendError, InputError
+from toolwise.serving.settings import ServingSettings
+from toolwise.storage import atomic_file
+
+LOG = "server.log"
+PROCESS = "server.json"
+_READY_SECONDS = 180.0
+_POLL_SECONDS = 0.2
+_KILL_SECONDS = 5.0
+_CLOCK_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A running server: base URL for OpenAI clients, model name, process id."""
+
+    url: str
+    model: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the endpoint answered, and the `toolwise` field that tells how."""
+
+    answer: str
+    toolwise: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One benchmark task put to the endpoint."""
+
+    task_id: str
+    question: str
+    expected: str
+    answer: str
+    correct: bool
+    tool_calls: int
+    seconds: float
+
+
+def deploy_local(
+    model_dir: Path,
+    corpus: Path | None,
+    run_dir: Path,
+    settings: ServingSettings,
+    ready_seconds: float = _READY_SECONDS,
+) -> Endpoint:
+    """Start a server that outlives this process, and wait until it is ready.
+
+    A server deployed from the same `run_dir` before is stopped first. Its log and its process
+    file stand in `run_dir`.
+
+    Raises:
+        InputError: the server refuses its arguments (port taken, no such model).
+        BackendError: it ended or did not become ready in time; the message has the log's tail.
+    """
+    stop_local(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "toolwise.serving", "--model-dir", str(model_dir.absolute())]
+    if corpus is not None:
+        command += ["--corpus", str(corpus.absolute())]
+    for name, value in settings.model_dump().items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    log_path = run_dir / LOG
+    with log_path.open("wb") as log:
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    process = psutil.Process(server.pid)
+    known = {
+        "pid": server.pid,
+        "created": process.create_time(),
+        "grace_seconds": settings.request_seconds + _KILL_SECONDS,
+    }
+    with atomic_file(run_dir / PROCESS) as partial:
+        partial.write_text(json.dumps(known))
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    origin = f"http://{host}:{settings.port}"
+    deadline = time.monotonic() + ready_seconds
+    while not (_listens(process, settings.port) and _is_ready(origin, settings.name)):
+        if server.poll() is not None:
+            (run_dir / PROCESS).unlink()
+            failed = InputError if server.returncode == 2 else BackendError
+            raise failed(f"the model server ended at its start; {_tail(log_path)}")
+        if time.monotonic() > deadline:
+            stop_local(run_dir)
+            raise BackendError(
+                f"the model server was not ready within {ready_seconds:.0f} s; {_tail(log_path)}"
+            )
+        time.sleep(_POLL_SECONDS)
+    return Endpoint(f"{origin}/openai/v1", settings.name, server.pid)
+
+
+def stop_local(run_dir: Path) -> bool:
+    """Stop the server deployed from `run_dir`, letting it finish what it has; whether one ran."""
+    record = run_dir / PROCESS
+    if not record.exists():
+        return False
+    known = json.loads(record.read_text())
+    running = False
+    try:
+        process = psutil.Process(known["pid"])
+        # Process ids are used again; the clock that dates a process may be off by a second.
+        if abs(process.create_time() - known["created"]) < _CLOCK_SECONDS:
+            running = process.status() != psutil.STATUS_ZOMBIE
+            process.terminate()
+            try:
+                process.wait(known["grace_seconds"])
+            except psutil.TimeoutExpired:
+                process.kill()
+                process.wait(_KILL_SECONDS)
+    except psutil.NoSuchProcess:
+        pass
+    record.unlink()
+    return running
+
+
+def ask(
+    endpoint: Endpoint, question: str, images: Sequence[bytes] = (), tools: str = "auto"
+) -> Reply:
+    """Ask the endpoint one question, greedily.
+
+    Args:
+        endpoint: a running server.
+        question: the text.
+        images: encoded images to go with it.
+        tools: `auto`, or `none` to keep the model from calling any.
+
+    Raises:
+        BackendError: the endpoint could not be reached or failed.
+        InputError: it refuses the request.
+    """
+    parts: list[Any] = [
+        {"type": "image_url", "image_url": {"url": data_uri(image)}} for image in images
+    ]
+    parts.append({"type": "text", "text": question})
+    started = time.perf_counter()
+    try:
+        with openai.OpenAI(base_url=endpoint.url, api_key="none") as client:
+            reply = client.chat.completions.create(
+                model=endpoint.model,
+                messages=[{"role": "user", "content": parts}],
+                extra_body={"tools": tools},
+            )
+    except openai.BadRequestError as error:
+        raise InputError(f"{endpoint.url} refuses the request: {error}") from error
+    except openai.OpenAIError as error:
+        raise BackendError(f"{endpoint.url} failed: {error}") from error
+    seconds = time.perf_counter() - started
+    done = (reply.model_extra or {}).get("toolwise", {})
+    return Reply(reply.choices[0].message.content or "", done, round(seconds, 3))
+
+
+def ask_two(endpoint: Endpoint, direct: Task, needs_tool: Task, out: Path) -> list[Asked]:
+    """Ask one task that needs no tool and one that does; write address and answers to `out`.
+
+    Raises:
+        BackendError: the endpoint could not be reached or failed.
+    """
+    answers = [_ask_task(endpoint, task) for task in (direct, needs_tool)]
+    written = {**asdict(endpoint), "answers": [asdict(answer) for answer in answers]}
+    with atomic_file(out) as partial:
+        partial.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
+    return answers
+
+
+def _ask_task(endpoint: Endpoint, task: Task) -> Asked:
+    question = user_message(task)["content"][-1]["text"]
+    reply = ask(endpoint, question, task.images)
+    return Asked(
+        task_id=task.id,
+        question=question,
+        expected=task.answer[0],
+        answer=reply.answer,
+        correct=grade(task, reply.answer),
+        tool_calls=reply.toolwise["tool_calls"],
+        seconds=reply.seconds,
+    )
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    """Whether the port is this process's own: another server there would answer just as well."""
+    try:
+        sockets = process.connections("tcp")
+    except psutil.Error:
+        return False
+    return any(s.status == psutil.CONN_LISTEN and s.laddr.port == port for s in sockets)
+
+
+def _is_ready(origin: str, model: str) -> bool:
+    try:
+        reply = httpx.get(f"{origin}/v1/models/{model}", timeout=2, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return reply.status_code == 200 and reply.json().get("ready") is True
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    last = log.read_text(errors="replace").splitlines()[-lines:]
+    return "\n".join([f"the end of {log}:", *last])

@@ -1,0 +1,140 @@
+"""Images of a request: data URIs and URLs, fetched within limits."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import ipaddress
+import socket
+from urllib.parse import unquote_to_bytes, urljoin
+
+import httpx
+from PIL import Image
+
+from toolwise.errors import InputError
+
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_SECONDS = 10.0
+MAX_REDIRECTS = 3
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+async def read_image(url: str, allow_private: bool = False) -> bytes:
+    """The encoded image behind a `data:`, `http:` or `https:` URL, checked to be decodable.
+
+    Args:
+        url: where it is.
+        allow_private: also fetch from addresses that are not on the public internet.
+
+    Raises:
+        InputError: not reachable within the limits above, or not an image.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme == "data":
+        data = _decode_data_uri(url)
+    elif scheme in ("http", "https"):
+        try:
+            async with asyncio.timeout(MAX_SECONDS):
+                data = await _fetch(url, allow_private)
+        except TimeoutError:
+            raise InputError(f"the image did not arrive within {MAX_SECONDS:.0f} s") from None
+    else:
+        raise InputError("an image is given as a data:, http: or https: URL")
+    await asyncio.to_thread(_check, data)
+    return data
+
+
+def _decode_data_uri(uri: str) -> bytes:
+    header, comma, payload = uri.partition(",")
+    if not comma:
+        raise InputError("the data URI has no comma before its content")
+    if len(payload) > MAX_BYTES * 4 // 3 + 4:
+        raise InputError(f"the image is larger than {MAX_BYTES >> 20} MiB")
+    if not header.endswith(";base64"):
+        return unquote_to_bytes(payload)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except binascii.Error as error:
+        raise InputError(f"the data URI is not valid base64: {error}") from None
+
+
+async def _fetch(url: str, allow_private: bool) -> bytes:
+    # Proxies from the environment would look the name up again, past the check of its address.
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for _ in range(MAX_REDIRECTS + 1):
+            request = await _pinned_request(client, url, allow_private)
+            try:
+                response = await client.send(request, stream=True)
+                if response.is_redirect:
+                    url = urljoin(url, response.headers["location"])
+                    await response.aclose()
+                    continue
+                if not response.is_success:
+                    raise InputError(f"the image's server answers {response.status_code}")
+                return await _limited_body(response)
+            except httpx.HTTPError as error:
+                raise InputError(f"the image cannot be fetched: {error}") from error
+    raise InputError(f"the image is behind more than {MAX_REDIRECTS} redirects")
+
+
+async def _pinned_request(
+    client: httpx.AsyncClient, url: str, allow_private: bool
+) -> httpx.Request:
+    """A request to the very address that was checked: a second look-up could give another one."""
+    try:
+        target = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InputError(f"the image's URL is not valid: {error}") from None
+    if target.scheme not in ("http", "https") or not target.host:
+        raise InputError("the image's URL leads to something that is not http or https")
+    address = await _resolve(target.host, target.port or (443 if target.scheme == "https" else 80))
+    if not allow_private and not _is_public(address):
+        raise InputError(f"the image's host {target.host} is not on the public internet")
+    return client.build_request(
+        "GET",
+        target.copy_with(host=address),
+        headers={"host": target.netloc.decode(), "accept": "image/*"},
+        extensions={"sni_hostname": target.host},
+    )
+
+
+async def _resolve(host: str, port: int) -> str:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise InputError(f"the image's host {host} is not known") from None
+    return str(found[0][4][0])
+
+
+def _is_public(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return parsed.is_global and not parsed.is_multicast
+
+
+async def _limited_body(response: httpx.Response) -> bytes:
+    kind = response.headers.get("content-type", "")
+    if not kind.startswith("image/"):
+        await response.aclose()
+        raise InputError(f"the image's server sends {kind or 'no content type'}, not an image")
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_BYTES:
+                raise InputError(f"the image is larger than {MAX_BYTES >> 20} MiB")
+    finally:
+        await response.aclose()
+    return bytes(body)
+
+
+def _check(data: bytes) -> None:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"the image has more than {MAX_PIXELS:,} pixels")
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"the image cannot be read as {', '.join(FORMATS)}: {error}") from None

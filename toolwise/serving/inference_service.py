@@ -1,0 +1,153 @@
+"""The endpoint on a cluster: a KServe `InferenceService`, agent in front of a vLLM predictor."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from kserve import (
+    V1beta1InferenceService,
+    V1beta1InferenceServiceSpec,
+    V1beta1ModelFormat,
+    V1beta1ModelSpec,
+    V1beta1PredictorSpec,
+    V1beta1TransformerSpec,
+    constants,
+)
+from kubernetes import client as k8s
+from pydantic import BaseModel, ConfigDict, Field
+
+from toolwise.errors import InputError
+from toolwise.serving.settings import ServingSettings
+from toolwise.tools.sandbox.contract import Isolation
+
+PORT = 8080
+STORAGE = ("s3", "gs", "hf", "pvc", "oci")
+_SHUTDOWN_SECONDS = 10
+
+
+class ClusterSettings(BaseModel):
+    """Where and on what an endpoint runs.
+
+    Args:
+        namespace: of the InferenceService.
+        image: the agent's container image.
+        service_account: whose credentials fetch model and corpus.
+        gpus: per predictor replica.
+        cpu, memory: of one predictor replica.
+        context_tokens: longest conversation the predictor takes.
+        replicas: smallest and largest number of replicas of each part.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    namespace: str
+    image: str
+    service_account: str | None = None
+    gpus: int = Field(default=1, ge=0)
+    cpu: str = "8"
+    memory: str = "48Gi"
+    context_tokens: int = Field(default=16384, ge=1)
+    replicas: tuple[int, int] = (1, 1)
+
+
+def inference_service(
+    serving: ServingSettings, cluster: ClusterSettings, model_uri: str, corpus_uri: str | None
+) -> dict[str, Any]:
+    """The InferenceService as a manifest.
+
+    Args:
+        serving: name, limits and isolation of the agent.
+        cluster: where it runs.
+        model_uri: the registered version's checkpoint, at a storage KServe reads.
+        corpus_uri: what `text_search` searches; none leaves that tool out.
+
+    Raises:
+        InputError: KServe cannot read the model from `model_uri`.
+    """
+    if urlsplit(model_uri).scheme not in STORAGE:
+        raise InputError(
+            f"{model_uri}: KServe reads models from {', '.join(f'{s}://' for s in STORAGE)}; "
+            "publish the checkpoint there"
+        )
+    service = V1beta1InferenceService(
+        api_version=constants.KSERVE_V1BETA1,
+        kind=constants.KSERVE_KIND_INFERENCESERVICE,
+        metadata=k8s.V1ObjectMeta(name=serving.name, namespace=cluster.namespace),
+        spec=V1beta1InferenceServiceSpec(
+            predictor=_predictor(serving, cluster, model_uri),
+            transformer=_agent(serving, cluster, corpus_uri),
+        ),
+    )
+    manifest: Any = k8s.ApiClient().sanitize_for_serialization(service)
+    return manifest
+
+
+def _predictor(
+    serving: ServingSettings, cluster: ClusterSettings, model_uri: str
+) -> V1beta1PredictorSpec:
+    resources = {"cpu": cluster.cpu, "memory": cluster.memory}
+    if cluster.gpus:
+        resources["nvidia.com/gpu"] = str(cluster.gpus)
+    return V1beta1PredictorSpec(
+        min_replicas=cluster.replicas[0],
+        max_replicas=cluster.replicas[1],
+        service_account_name=cluster.service_account,
+        timeout=serving.request_seconds,
+        model=V1beta1ModelSpec(
+            model_format=V1beta1ModelFormat(name="huggingface"),
+            runtime="kserve-huggingfaceserver",
+            storage_uri=model_uri,
+            args=[
+                f"--model_name={serving.name}",
+                "--backend=vllm",
+                f"--max-model-len={cluster.context_tokens}",
+                f"--tensor-parallel-size={max(cluster.gpus, 1)}",
+                "--enable-auto-tool-choice",
+                "--tool-call-parser=hermes",
+            ],
+            resources=k8s.V1ResourceRequirements(requests=resources, limits=resources),
+        ),
+    )
+
+
+def _agent(
+    serving: ServingSettings, cluster: ClusterSettings, corpus_uri: str | None
+) -> V1beta1TransformerSpec:
+    # KServe itself adds --model_name, --predictor_host and --http_port.
+    served = serving.model_copy(update={"host": "0.0.0.0"})
+    options = served.model_dump(mode="json", exclude={"name", "port"})
+    args = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    if corpus_uri is not None:
+        args.append(f"--corpus={corpus_uri}")
+    ready = k8s.V1Probe(
+        http_get=k8s.V1HTTPGetAction(path=f"/v1/models/{serving.name}", port=PORT),
+        period_seconds=5,
+        timeout_seconds=2,
+    )
+    container = k8s.V1Container(
+        name="kserve-container",
+        image=cluster.image,
+        command=["python", "-m", "toolwise.serving"],
+        args=args,
+        ports=[k8s.V1ContainerPort(container_port=PORT, protocol="TCP")],
+        readiness_probe=ready,
+        resources=k8s.V1ResourceRequirements(
+            requests={"cpu": "1", "memory": "2Gi"}, limits={"cpu": "4", "memory": "4Gi"}
+        ),
+        security_context=k8s.V1SecurityContext(
+            run_as_non_root=True,
+            allow_privilege_escalation=False,
+            capabilities=k8s.V1Capabilities(drop=["ALL"]),
+        ),
+    )
+    return V1beta1TransformerSpec(
+        min_replicas=cluster.replicas[0],
+        max_replicas=cluster.replicas[1],
+        timeout=serving.request_seconds,
+        termination_grace_period_seconds=serving.request_seconds + _SHUTDOWN_SECONDS,
+        runtime_class_name="gvisor" if serving.isolation is Isolation.GVISOR else None,
+        service_account_name=cluster.service_account,
+        automount_service_account_token=False,
+        containers=[container],
+    )

@@ -1,0 +1,330 @@
+"""OpenAI's chat completions as this server speaks them: requests, replies, errors, SSE."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from toolwise.agent import CallRecord, Rollout, Sampling
+from toolwise.data import Message
+from toolwise.errors import InputError
+from toolwise.serving.images import read_image
+
+MAX_BODY_BYTES = 64 * 2**20
+MAX_IMAGES = 16
+
+
+class RequestError(InputError):
+    """A request that cannot be served, in OpenAI's terms.
+
+    Args:
+        message: what is wrong and what to do.
+        param: the field at fault, as `messages[0].content[1].image_url.url`.
+        status: HTTP status.
+        code: machine-readable reason.
+    """
+
+    def __init__(
+        self, message: str, param: str | None = None, status: int = 400, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+        self.code = code
+
+
+class _Strict(BaseModel):
+    """Unknown fields are errors; null means not given, as with OpenAI."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+
+class ImageUrl(_Strict):
+    """Where an image is; the model sees it as its own processor scales it (`detail` is `auto`)."""
+
+    url: str
+    detail: Literal["auto"] = "auto"
+
+
+class Part(_Strict):
+    """One piece of a message."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _carries_its_type(self) -> Part:
+        given = {name for name in ("text", "image_url") if getattr(self, name) is not None}
+        if given != {self.type}:
+            raise ValueError(f"a part of type {self.type} has the field {self.type} and no other")
+        return self
+
+
+class RequestedFunction(_Strict):
+    """Name and arguments (JSON text) of an earlier call."""
+
+    name: str
+    arguments: str
+
+
+class RequestedCall(_Strict):
+    """A tool call in an earlier assistant message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: RequestedFunction
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class ChatMessage(_Strict):
+    """One message of the conversation so far."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Annotated[list[Part], BeforeValidator(_as_parts)] = Field(default_factory=list)
+    tool_calls: list[RequestedCall] = Field(default_factory=list)
+    tool_call_id: str | None = None
+
+
+class StreamOptions(_Strict):
+    """What a stream carries besides the answer."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Strict):
+    """The body of `POST /chat/completions`.
+
+    Beyond OpenAI's fields: `tools` and `tool_choice` say whether the server's own tools may be
+    used, and `max_tool_calls` how often.
+    """
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: Annotated[
+        list[str],
+        BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop),
+    ] = Field(default_factory=list, max_length=4)
+    tools: Literal["auto", "none"] = "auto"
+    tool_choice: Literal["auto", "none"] = "auto"
+    max_tool_calls: int | None = Field(None, ge=0)
+    n: Literal[1] = 1
+    user: str | None = None
+
+    @property
+    def tools_offered(self) -> bool:
+        """Whether the model may call tools at all."""
+        return self.tools == "auto" and self.tool_choice == "auto"
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        """Decoding settings, with the server's limit on tokens per turn where none is asked for."""
+        asked = self.max_completion_tokens or self.max_tokens
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=asked or max_tokens,
+            seed=self.seed,
+            stop=tuple(self.stop),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The request's messages as the agent takes them, and the images of its user turns."""
+
+    messages: list[Message]
+    images: tuple[bytes, ...]
+    question: str
+
+
+async def read_conversation(request: ChatRequest, allow_private: bool) -> Conversation:
+    """Fetch and check what the messages carry.
+
+    Raises:
+        RequestError: naming the field.
+    """
+    if request.messages[-1].role not in ("user", "tool"):
+        raise RequestError("the last message must be from `user` or `tool`", "messages")
+    if sum(part.type == "image_url" for m in request.messages for part in m.content) > MAX_IMAGES:
+        raise RequestError(f"the messages hold more than {MAX_IMAGES} images", "messages")
+    messages: list[Message] = []
+    images: list[bytes] = []
+    for index, message in enumerate(request.messages):
+        read = await _read_message(message, f"messages[{index}]", allow_private)
+        messages.append(read)
+        if message.role == "user":
+            images += [part["image"] for part in read["content"] if part["type"] == "image"]
+    asked = [m for m in request.messages if m.role == "user"]
+    question = " ".join(part.text or "" for part in asked[-1].content) if asked else ""
+    return Conversation(messages, tuple(images), question.strip())
+
+
+async def _read_message(message: ChatMessage, where: str, allow_private: bool) -> Message:
+    parts: list[dict[str, Any]] = []
+    for index, part in enumerate(message.content):
+        if part.image_url is None:
+            parts.append({"type": "text", "text": part.text})
+            continue
+        field = f"{where}.content[{index}].image_url.url"
+        if message.role not in ("user", "tool"):
+            raise RequestError(f"a message from `{message.role}` cannot hold images", field)
+        try:
+            image = await read_image(part.image_url.url, allow_private)
+        except InputError as error:
+            raise RequestError(str(error), field) from None
+        parts.append({"type": "image", "image": image})
+    if not parts and not message.tool_calls:
+        raise RequestError("the message is empty", f"{where}.content")
+    read: Message = {"role": message.role, "content": parts}
+    if message.tool_calls:
+        if message.role != "assistant":
+            raise RequestError("only `assistant` messages call tools", f"{where}.tool_calls")
+        read["tool_calls"] = [
+            _read_call(call, f"{where}.tool_calls[{index}]")
+            for index, call in enumerate(message.tool_calls)
+        ]
+    if message.role == "tool":
+        if message.tool_call_id is None:
+            raise RequestError("a tool message names its call", f"{where}.tool_call_id")
+        read["tool_call_id"] = message.tool_call_id
+    return read
+
+
+def _read_call(call: RequestedCall, where: str) -> dict[str, Any]:
+    field = f"{where}.function.arguments"
+    try:
+        arguments = json.loads(call.function.arguments)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"the arguments are not valid JSON: {error}", field) from None
+    if not isinstance(arguments, dict):
+        raise RequestError("the arguments are a JSON object", field)
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+class Reply:
+    """One completion's identity, rendered whole or as chunks of a stream."""
+
+    def __init__(self, model: str) -> None:
+        self.id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._head = {"id": self.id, "created": int(time.time()), "model": model}
+
+    def completion(self, rollout: Rollout, tools_offered: bool) -> dict[str, Any]:
+        """The body of a reply that is not streamed."""
+        message = {"role": "assistant", "content": answer_text(rollout)}
+        choice = {"index": 0, "message": message, "finish_reason": finish_reason(rollout)}
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": usage(rollout),
+            "toolwise": toolwise_field(rollout, tools_offered),
+        }
+
+    def chunk(
+        self, delta: dict[str, Any], finish: str | None = None, **extra: Any
+    ) -> dict[str, Any]:
+        """One chunk of a stream."""
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **extra}
+
+    def last_chunks(
+        self, rollout: Rollout, tools_offered: bool, include_usage: bool
+    ) -> list[dict[str, Any]]:
+        """The answer, the end with the `toolwise` field, and the usage where it was asked for."""
+        field = toolwise_field(rollout, tools_offered)
+        chunks = [
+            self.chunk({"content": answer_text(rollout)}),
+            self.chunk({}, finish_reason(rollout), toolwise=field),
+        ]
+        if include_usage:
+            chunks.append({**self.chunk({}), "choices": [], "usage": usage(rollout)})
+        return chunks
+
+
+def answer_text(rollout: Rollout) -> str:
+    """What the `<answer>` says; the last turn's text where there is none."""
+    return rollout.answer if rollout.answer is not None else rollout.messages[-1]["content"] or ""
+
+
+def finish_reason(rollout: Rollout) -> str:
+    """OpenAI's word for why the reply ends."""
+    return "length" if rollout.stop_reason == "length" else "stop"
+
+
+def usage(rollout: Rollout) -> dict[str, int]:
+    """Tokens over all turns; the prompt counts again in each."""
+    read, wrote = rollout.prompt_tokens, rollout.completion_tokens
+    return {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
+
+
+def toolwise_field(rollout: Rollout, tools_offered: bool) -> dict[str, Any]:
+    """What the agent did: its calls, whether it abstained though it had tools, how it ended."""
+    return {
+        "calls": [call_field(call) for call in rollout.calls],
+        "tool_calls": rollout.tool_calls,
+        "abstained": tools_offered and rollout.tool_calls == 0,
+        "stop_reason": rollout.stop_reason,
+    }
+
+
+def call_field(call: CallRecord) -> dict[str, Any]:
+    """One call: what was asked, what came back."""
+    return {
+        "name": call.name,
+        "arguments": call.arguments,
+        "result": call.result.text,
+        "images": len(call.result.images),
+        "is_error": call.result.is_error,
+        "seconds": round(call.result.seconds, 4),
+    }
+
+
+def error_body(
+    message: str, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def validation_error(errors: Sequence[Any]) -> RequestError:
+    """The first of pydantic's complaints, naming its field."""
+    first = errors[0]
+    location = [step for step in first["loc"] if step != "body"]
+    if first["type"] == "json_invalid":
+        return RequestError(f"the body is not valid JSON: {first['ctx']['error']}")
+    field = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in location).lstrip(".")
+    message = {
+        "extra_forbidden": f"`{field}` is not supported",
+        "missing": f"`{field}` is missing" if field else "the body is missing",
+    }.get(first["type"], f"`{field}`: {first['msg'].removeprefix('Value error, ')}")
+    return RequestError(message, field or None)
+
+
+def server_sent(payload: dict[str, Any] | str) -> str:
+    """One server-sent event."""
+    text = payload if isinstance(payload, str) else json.dumps(payload, ensure_ascii=False)
+    return f"data: {text}\n\n"

@@ -1,0 +1,151 @@
+"""The server process: `python -m toolwise.serving`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from pydantic import ValidationError
+
+from toolwise.agent import Engine
+from toolwise.errors import InputError, ToolwiseError
+from toolwise.serving.settings import ServingSettings
+from toolwise.storage import local_copy
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM; returns 2 where a flag is wrong and 1 where the server failed."""
+    try:
+        options = _parser().parse_args(arguments)
+        serve(_settings(options), options.model_dir, _upstream(options), options.corpus)
+    except ToolwiseError as error:
+        print(f"toolwise: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+def serve(
+    settings: ServingSettings,
+    model_dir: str | None,
+    upstream: tuple[str, str] | None,
+    corpus: str | None,
+) -> None:
+    """Run the model server in this process.
+
+    Args:
+        settings: name, address and limits.
+        model_dir: checkpoint to load into this process, or
+        upstream: base URL and model name of an OpenAI-compatible server to ask instead.
+        corpus: what `text_search` searches; none leaves that tool out. Like `model_dir`, a path
+            or an address that `toolwise.storage` reads.
+
+    Raises:
+        InputError: the port is taken, or a path is not what it should be.
+        BackendError: the sandbox or the upstream is not usable.
+    """
+    listener = _listen(settings.host, settings.port)
+
+    # Slow to import: a taken port is told without them.
+    from kserve.model_server import ModelServer, app
+    from kserve.protocol.rest.server import RESTServer
+
+    from toolwise.serving.model import AgentModel
+    from toolwise.serving.routes import openai_router
+    from toolwise.serving.telemetry import start_tracing
+    from toolwise.tools import open_tools
+
+    tracing = start_tracing()
+    model = AgentModel(
+        settings,
+        lambda: _open_engine(model_dir, upstream),
+        lambda: open_tools(local_copy(corpus) if corpus else None, settings.isolation),
+    )
+    model.load()
+    app.include_router(openai_router(model))
+    server = ModelServer(http_port=settings.port, enable_grpc=False)
+    server.register_model(model)
+    rest = RESTServer(
+        "kserve.model_server:app",
+        server.dataplane,
+        server.model_repository_extension,
+        settings.port,
+        grace_period=settings.request_seconds,
+    )
+    # uvicorn raises the signal again once it has finished what it had.
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        rest.run(sockets=[listener])
+    finally:
+        tracing.shutdown()
+
+
+def _open_engine(model_dir: str | None, upstream: tuple[str, str] | None) -> Engine:
+    if upstream:
+        from toolwise.agent.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(*upstream)
+    if model_dir is None:
+        raise InputError("give the model to serve: --model-dir or --upstream")
+    from toolwise.agent.transformers_engine import TransformersEngine
+    from toolwise.serving.model import ThreadedEngine
+
+    return ThreadedEngine(TransformersEngine.load(local_copy(model_dir)))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port first: loading a model only to find it taken would waste minutes."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host} port {port}: {error.strerror}; "
+            "stop what uses it or choose another with --port"
+        ) from error
+    return listener
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m toolwise.serving", allow_abbrev=False)
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model-dir", help="checkpoint to serve from this process")
+    model.add_argument("--upstream", help="OpenAI-compatible server to ask, up to /v1")
+    # KServe adds --model_name, --predictor_host and --http_port to a transformer's arguments.
+    model.add_argument("--predictor_host", help="KServe predictor to ask")
+    parser.add_argument("--upstream-model", help="the model's name there, if it differs")
+    parser.add_argument("--corpus", help="JSONL that text_search searches")
+    for name, field in ServingSettings.model_fields.items():
+        flags = ["--" + name.replace("_", "-")]
+        flags += {"name": ["--model_name"], "port": ["--http_port"]}.get(name, [])
+        parser.add_argument(*flags, dest=name, default=field.default)
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> ServingSettings:
+    values = {name: getattr(options, name) for name in ServingSettings.model_fields}
+    try:
+        return ServingSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = str(first["loc"][0]).replace("_", "-")
+        raise InputError(f"--{flag} {first['input']}: {first['msg']}") from None
+
+
+def _upstream(options: argparse.Namespace) -> tuple[str, str] | None:
+    url = options.upstream
+    if options.predictor_host:
+        url = f"http://{options.predictor_host}/openai/v1"
+    return (url, options.upstream_model or options.name) if url else None

@@ -1,0 +1,35 @@
+"""How an endpoint is run: one validated object for the profile, the process and the cluster."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from toolwise.tools.sandbox.contract import Isolation
+
+
+class ServingSettings(BaseModel):
+    """Settings of one endpoint.
+
+    Args:
+        name: model name clients ask for.
+        host: address to listen on.
+        port: port to listen on.
+        isolation: lowest sandbox isolation accepted for `python`.
+        max_turns: assistant turns per request.
+        max_tool_calls: tool calls per request; a request may ask for fewer.
+        max_tokens: tokens per assistant turn; a request may ask for fewer.
+        request_seconds: how long a request may take, and how long a stopping server waits for it.
+        private_images: let image URLs point to private and local addresses.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(default="toolwise", pattern=r"^[\w.-]+$")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=1, le=65535)
+    isolation: Isolation = Isolation.BUBBLEWRAP
+    max_turns: int = Field(default=6, ge=1)
+    max_tool_calls: int = Field(default=8, ge=0)
+    max_tokens: int = Field(default=512, ge=1)
+    request_seconds: int = Field(default=120, ge=1)
+    private_images: bool = False
