@@ -7,17 +7,19 @@ strings and reads a value off a passage, which is what using a tool's result wil
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch.utils.data import DataLoader, IterableDataset
 
 from toolwise.agent.rendering import Renderer
-from toolwise.data import Message, encode_image
+from toolwise.data import Message
 from toolwise.progress import Log, Progress
 from toolwise.storage import atomic_directory
 from toolwise.synthetic import arithmetic, facts, perception
@@ -27,7 +29,7 @@ from toolwise.synthetic.model import build_model, build_processor
 from toolwise.synthetic.perception import Size
 from toolwise.tools.python import PYTHON_SCHEMA
 from toolwise.tools.text_search import TEXT_SEARCH_SCHEMA
-from toolwise.training.batching import collate
+from toolwise.training.batching import IGNORED, collate
 
 
 class BaseStageSettings(BaseModel):
@@ -36,19 +38,19 @@ class BaseStageSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: PositiveInt = 700
-    batch_size: PositiveInt = 48
+    batch_size: PositiveInt = 40
     learning_rate: PositiveFloat = 2e-3
 
 
 # Lesson and its share of each batch.
 _LESSONS = (
-    ("page", 0.24),
-    ("sign", 0.20),
-    ("where", 0.12),
-    ("math", 0.16),
-    ("fact", 0.12),
-    ("repeat", 0.08),
-    ("passage", 0.08),
+    ("page", 0.30),
+    ("sign", 0.25),
+    ("where", 0.11),
+    ("math", 0.12),
+    ("fact", 0.08),
+    ("repeat", 0.07),
+    ("passage", 0.07),
 )
 
 
@@ -70,7 +72,7 @@ def train_base(
     model = build_model(processor.tokenizer, seed=seed).train()
     lessons = _Lessons(Renderer(processor), settings.batch_size, seed)
     # One worker draws and renders on the second core while the model trains on the first.
-    batches = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4))
+    stream = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
@@ -82,21 +84,25 @@ def train_base(
         optimiser, lambda step: _warm_cosine(step, settings.steps)
     )
     for step in range(settings.steps):
-        batch = next(batches)
-        labels = batch.pop("labels")
-        logits = model(**batch).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        )
-        loss.backward()
+        batches = next(stream)
+        written = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            labels = batch.pop("labels")[:, 1:]
+            logits = model(**batch).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), reduction="sum"
+            )
+            (loss / written).backward()
+            total += loss.item() / written
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
         if log and step % 10 == 9:
-            log({"loss": loss.item()}, step + 1)
+            log({"loss": total}, step + 1)
         if progress:
-            progress(step + 1, settings.steps, f"loss {loss.item():.3f}")
+            progress(step + 1, settings.steps, f"loss {total:.3f}")
     with atomic_directory(out_dir) as folder:
         model.eval().save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -109,38 +115,42 @@ def _warm_cosine(step: int, steps: int, warm_up: int = 50) -> float:
     )
 
 
-class _Lessons(IterableDataset[dict[str, torch.Tensor]]):
-    """An endless stream of collated batches."""
+class _Lessons(IterableDataset[list[dict[str, torch.Tensor]]]):
+    """An endless stream of batches, each in two parts, with and without images (less padding)."""
 
     def __init__(self, renderer: Renderer, batch_size: int, seed: int) -> None:
         self._renderer = renderer
         self._batch_size = batch_size
         self._rng = np.random.default_rng([seed, 48])
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         torch.set_num_threads(1)
         names, shares = zip(*_LESSONS, strict=True)
         while True:
             drawn = self._rng.choice(names, size=self._batch_size, p=shares)
             conversations = [self._renderer.conversation(self._lesson(str(n))) for n in drawn]
-            yield collate(conversations, self._renderer)
+            parts = (
+                [c for c in conversations if c.images],
+                [c for c in conversations if not c.images],
+            )
+            yield [collate(part, self._renderer) for part in parts if part]
 
     def _lesson(self, name: str) -> list[Message]:
         rng = self._rng
         match name:
             case "page":
                 scene = perception.draw_page(ScanSplit.TRAIN, rng)
-                return _ask(perception.PAGE_QUESTION, scene.number, encode_image(scene.image))
+                return _ask(perception.PAGE_QUESTION, scene.number, scene.image)
             case "sign":
                 size = list(Size)[int(rng.integers(len(Size)))]
                 scene = perception.draw_scene(size, ScanSplit.TRAIN, rng)
                 image = scene.image.crop(scene.box)
-                return _ask(perception.QUESTION, scene.number, encode_image(image))
+                return _ask(perception.QUESTION, scene.number, image)
             case "where":
                 size = list(Size)[int(rng.choice(3, p=(0.1, 0.2, 0.7)))]
                 scene = perception.draw_scene(size, ScanSplit.TRAIN, rng)
                 box = ", ".join(map(str, scene.box))
-                return _ask(perception.WHERE_QUESTION, box, encode_image(scene.image))
+                return _ask(perception.WHERE_QUESTION, box, scene.image)
             case "math":
                 task = arithmetic.math_task("", False, rng)
                 return _ask(task.question, task.answer[0])
@@ -161,8 +171,12 @@ class _Lessons(IterableDataset[dict[str, torch.Tensor]]):
                 return _ask(f"{fact.passage}\n{task.question}", fact.value)
 
 
-def _ask(question: str, answer: str, image: bytes | None = None) -> list[Message]:
-    parts = [{"type": "image", "image": image}] if image else []
+def _ask(question: str, answer: str, image: Image.Image | None = None) -> list[Message]:
+    parts = []
+    if image is not None:
+        data = io.BytesIO()
+        image.save(data, format="BMP")  # read once and thrown away: compressing it would not pay
+        parts = [{"type": "image", "image": data.getvalue()}]
     return [
         {"role": "user", "content": [*parts, {"type": "text", "text": question}]},
         {"role": "assistant", "content": f"<answer>{answer}</answer>"},

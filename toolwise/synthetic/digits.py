@@ -50,10 +50,12 @@ def draw_digit(digit: int, size: int, split: ScanSplit, rng: np.random.Generator
     pool = scans(split)[digit]
     scan = pool[int(rng.integers(len(pool)))]
     shear, stretch = rng.uniform(-0.15, 0.15), rng.uniform(0.95, 1.25)
-    centre = size / 2 * (1 - stretch - shear)
-    return scan.resize((size, size), Image.Resampling.BICUBIC).transform(
+    side = scan.width
+    scale = side / size
+    centre = side / 2 * (1 - stretch - shear)
+    return scan.transform(
         (size, size),
         Image.Transform.AFFINE,
-        (stretch, shear, centre, 0, 1, 0),
-        Image.Resampling.BILINEAR,
+        (stretch * scale, shear * scale, centre, 0, scale, 0),
+        Image.Resampling.BICUBIC,
     )
