@@ -1,0 +1,426 @@
+"""`HDPOTrainer`: TRL's GRPO trainer with a second, decoupled channel for tool efficiency.
+
+The accuracy channel is TRL's own loss, untouched; HDPO adds the efficiency channel, computed from
+the same log-probabilities of the same forward pass. Rollouts come from TRL's generation or, where
+an agent is given, from the agent loop.
+
+B: rollouts of a batch. T: completion tokens, padded to the longest. S: tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, cast
+
+import accelerate.utils
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import ProcessorMixin
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from toolwise.agent import Rollout, Sampling, TokenRecord
+from toolwise.agent.rendering import RenderedConversation, Renderer
+from toolwise.data import Message, Task
+from toolwise.training.batching import collate
+from toolwise.training.hdpo.advantages import hdpo_advantages
+from toolwise.training.hdpo.loss import (
+    Aggregation,
+    Normalize,
+    efficiency_mask,
+    mean_count,
+    surrogate,
+)
+from toolwise.training.hdpo.rewards import efficiency_rewards
+
+Variant = Literal["hdpo", "grpo", "coupled"]
+
+AgentFunction = Callable[[Sequence[Task], Sampling], Sequence[Rollout]]
+"""Answers each task once, in order, with `Rollout.tokens` filled."""
+
+_EPS = 1e-4  # TRL's own, so that a coupled reward is normalised as TRL would
+
+
+@dataclass
+class HDPOConfig(GRPOConfig):
+    """`GRPOConfig` plus what HDPO adds.
+
+    TRL's own settings carry over to both channels: `epsilon` and `epsilon_high` clip the ratio,
+    `delta` is the dual clip, and `loss_type` says how losses are averaged ("grpo": over each
+    rollout's tokens, then over rollouts; any other: over tokens).
+    """
+
+    w_acc: float = field(default=1.0, metadata={"help": "Weight of the accuracy channel."})
+    w_tool: float = field(default=0.15, metadata={"help": "Weight of the efficiency channel."})
+    variant: Variant = field(
+        default="hdpo",
+        metadata={
+            "help": "'hdpo'; 'grpo' (no efficiency channel); 'coupled' (one channel, the reward "
+            "is accuracy + alpha · efficiency)."
+        },
+    )
+    alpha: float = field(default=0.15, metadata={"help": "Weight of efficiency when coupled."})
+    efficiency_normalize: Normalize = field(
+        default="qualifying",
+        metadata={"help": "Average the efficiency loss over 'qualifying' rollouts or the 'group'."},
+    )
+    correct_above: float = field(
+        default=0.5, metadata={"help": "A rollout is correct if its accuracy reward exceeds this."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in ("hdpo", "grpo", "coupled"):
+            raise ValueError(f"variant must be 'hdpo', 'grpo' or 'coupled', not {self.variant!r}")
+        if self.efficiency_normalize not in ("qualifying", "group"):
+            raise ValueError(
+                "efficiency_normalize must be 'qualifying' or 'group', "
+                f"not {self.efficiency_normalize!r}"
+            )
+        if self.loss_type in ("cispo", "sapo", "vespo", "luspo") and self.efficiency_weight:
+            raise ValueError(f"loss_type {self.loss_type!r} has no clipped surrogate to share")
+
+    @property
+    def efficiency_weight(self) -> float:
+        """w_tool, or 0 where the variant has no efficiency channel."""
+        return self.w_tool if self.variant == "hdpo" else 0.0
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """How the efficiency loss is averaged, following `loss_type`."""
+        return "rollout" if self.loss_type == "grpo" else "token"
+
+
+class _Scores(NamedTuple):
+    """What the rollouts of all processes earned, each [B]."""
+
+    accuracy: Tensor
+    efficiency: Tensor
+    correct: Tensor
+    tool_calls: Tensor
+
+
+class HDPOTrainer(GRPOTrainer):
+    """Hierarchical Decoupled Policy Optimization (arXiv 2604.08545) on TRL's GRPO trainer.
+
+    Takes what `GRPOTrainer` takes. The reward functions, summed by `reward_weights`, are the
+    accuracy reward; the efficiency reward 1/(T+1) is computed from the tool calls in each
+    completion's messages. With `w_tool=0` the loss and its gradients are GRPOTrainer's.
+
+    Args:
+        agent: makes the rollouts instead of TRL's generation. Its sampled log-probabilities must
+            be those of `args.temperature`.
+        tasks: what the agent is asked, in place of a `train_dataset`. Reward functions get the
+            rollouts as an argument `rollout`.
+        suppressed_ids: tokens the agent's engine never samples; they are left out of the
+            distribution whose log-probabilities are trained.
+    """
+
+    _name = "HDPO"
+    _tag_names = ("trl", "hdpo")
+    args: HDPOConfig
+    model: Any
+    num_generations: int
+    num_generations_eval: int
+    max_completion_length: int
+
+    def __init__(
+        self,
+        *args: Any,
+        agent: AgentFunction | None = None,
+        tasks: Sequence[Task] = (),
+        suppressed_ids: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> None:
+        if agent is not None:  # a prompt is a task's index: images stay out of the data set
+            kwargs["train_dataset"] = Dataset.from_dict({"prompt": list(range(len(tasks)))})
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.args, HDPOConfig):
+            raise TypeError(f"args must be an HDPOConfig, not {type(self.args).__name__}")
+        if agent is not None and not isinstance(self.processing_class, ProcessorMixin):
+            raise TypeError("an agent needs a multimodal processor as processing_class")
+        self._agent = agent
+        self._tasks = tasks
+        self._suppressed_ids = list(suppressed_ids)
+        self._scores: _Scores | None = None
+        self._logps: Tensor | None = None
+        # One conversation per row of the batch at hand, and which of them need a forward pass.
+        self._records: list[TokenRecord] = []
+        self._rows: list[int] | None = None
+
+    # Rollouts and advantages
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        """TRL's seam for generation: the agent's rollouts as TRL wants them."""
+        if self._agent is None:
+            return super()._generate(prompts)
+        started = time.perf_counter()
+        mode = "train" if self.model.training else "eval"
+        rollouts = self._agent(
+            [self._tasks[int(prompt)] for prompt in prompts],
+            Sampling(
+                temperature=self.temperature,
+                top_p=self.top_p,
+                max_tokens=self.max_completion_length,
+                seed=self._sampling_seed(),
+            ),
+        )
+        self._records = [_record(rollout) for rollout in rollouts]
+        self._metrics[mode]["seconds/rollout"].append(time.perf_counter() - started)
+        return (
+            [list(record.prompt_ids) for record in self._records],
+            [list(record.completion_ids) for record in self._records],
+            [list(record.mask) for record in self._records],
+            [_completion(rollout) for rollout in rollouts],
+            [list(record.logprobs) for record in self._records],
+            {"rollout": list(rollouts)},
+            None,
+            [],
+        )
+
+    @cached_property
+    def _chat(self) -> Renderer:
+        return Renderer(self.processing_class)
+
+    def _sampling_seed(self) -> int:
+        """A seed of its own for each step and process: a resumed run samples the same rollouts."""
+        accumulation = self.args.gradient_accumulation_steps
+        step = self.state.global_step * accumulation + self._step % accumulation
+        step = step * self.accelerator.num_processes + self.accelerator.process_index
+        return (self.args.seed * 1_000_003 + step) % 2**31
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        accuracy = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        accuracy[rewards.isnan().all(dim=1)] = torch.nan
+        correct = accuracy > self.args.correct_above
+        calls = torch.tensor([_tool_calls(c) for c in completions], device=rewards.device)
+        calls = _gather(calls)
+        self._scores = _Scores(accuracy, efficiency_rewards(correct, calls), correct, calls)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        scores, self._scores = self._scores, None
+        assert scores is not None
+        mode = "train" if self.model.training else "eval"
+        group = self.num_generations if mode == "train" else self.num_generations_eval
+        local = slice(
+            self.accelerator.process_index * len(inputs),
+            (self.accelerator.process_index + 1) * len(inputs),
+        )
+        if self.args.variant == "coupled":
+            reward = scores.accuracy + self.args.alpha * scores.efficiency
+            coupled = hdpo_advantages(reward, scores.efficiency, scores.correct, group, eps=_EPS)
+            batch["advantages"] = coupled.accuracy[local]
+        advantages = hdpo_advantages(*scores[:3], group)
+        batch["efficiency_advantages"] = advantages.efficiency[local]
+        mask = _loss_mask(batch)
+        qualifying = efficiency_mask(
+            batch["efficiency_advantages"], mask, self.args.efficiency_normalize
+        )
+        batch["efficiency_items"] = _gather(mean_count(qualifying, self.args.aggregation)).sum()
+        if self._agent is not None:
+            batch["records"], self._records = self._records, []
+        self._log_scores(mode, scores, batch["advantages"], advantages.efficiency, group)
+        return batch
+
+    def _log_scores(
+        self, mode: str, scores: _Scores, accuracy: Tensor, efficiency: Tensor, group: int
+    ) -> None:
+        in_group = scores.correct.view(-1, group).sum(dim=1)
+        calls = scores.tool_calls.float()
+        for name, value in {
+            "accuracy": scores.correct.float().mean(),
+            "accuracy_reward": scores.accuracy.nanmean(),
+            "tool_call_rate": (calls > 0).float().mean(),
+            "calls_per_rollout": calls.mean(),
+            "qualifying/rollouts": in_group[in_group >= 2].sum() / scores.correct.numel(),
+            "qualifying/groups": (in_group >= 2).float().mean(),
+            "advantage/accuracy": _gather(accuracy).abs().mean(),
+            "advantage/efficiency": efficiency.abs().mean(),
+        }.items():
+            self._metrics[mode][name].append(value.item())
+
+    # Loss
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._records = inputs.get("records", [])
+        self._rows = self._rows_with_signal(inputs)
+        loss = super()._compute_loss(model, inputs)
+        logps, self._logps = self._logps, None
+        self._records, self._rows = [], None
+        assert logps is not None
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["loss/accuracy"].append(self._logged(loss, mode))
+        if self.args.w_acc != 1.0:
+            loss = self.args.w_acc * loss
+        if self.args.efficiency_weight:
+            efficiency = self._efficiency_loss(logps, inputs, mode)
+            self._metrics[mode]["loss/efficiency"].append(self._logged(efficiency, mode))
+            loss = loss + self.args.efficiency_weight * efficiency
+        return loss
+
+    def _efficiency_loss(self, logps: Tensor, inputs: dict[str, Any], mode: str) -> Tensor:
+        """This batch's share of the efficiency loss of the whole optimizer step."""
+        advantages, old = inputs["efficiency_advantages"], inputs.get("old_per_token_logps")
+        mask = efficiency_mask(advantages, _loss_mask(inputs), self.args.efficiency_normalize)
+        count = inputs["efficiency_items"] / self.accelerator.num_processes
+        if mode == "train":  # `efficiency_items` spans the generation batch, as TRL's count does
+            count = count * self.current_gradient_accumulation_steps
+            count = count / self.args.steps_per_generation
+        return surrogate(
+            logps,
+            logps.detach() if old is None else old,
+            advantages,
+            mask,
+            clip_low=self.epsilon_low,
+            clip_high=self.epsilon_high,
+            dual_clip=self.args.delta,
+            aggregation=self.args.aggregation,
+            weights_BT=inputs.get("importance_sampling_ratio"),
+            count=count,
+        )
+
+    def _logged(self, loss: Tensor, mode: str) -> float:
+        """A loss as the mean over accumulation steps wants it logged."""
+        scale = self.current_gradient_accumulation_steps if mode == "train" else 1
+        return _gather(loss.detach() * scale).mean().item()
+
+    def _get_per_token_logps_and_entropies(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self._records:
+            logps, entropies = self.record_logps(model, self._records, logits_to_keep, self._rows)
+            found = logps, entropies, None
+        else:
+            found = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, **kwargs
+            )
+        self._logps = found[0]
+        return found
+
+    def _rows_with_signal(self, inputs: dict[str, Any]) -> list[int] | None:
+        """Rows that can have a gradient, None for all: a zero advantage needs no forward pass."""
+        if self.beta or self._entropy_bonus_enabled or self.aux_loss_enabled:
+            return None
+        signal = inputs["advantages"] != 0
+        if self.args.efficiency_weight:
+            signal = signal | (inputs["efficiency_advantages"] != 0)
+        return signal.nonzero().flatten().tolist()
+
+    def record_logps(
+        self,
+        model: nn.Module,
+        records: Sequence[TokenRecord],
+        width: int,
+        rows: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies of the records' completions, each [B, T].
+
+        Args:
+            model: the policy (or a reference).
+            records: B conversations.
+            width: T.
+            rows: those to compute, None for all; the others keep what was sampled, without a
+                gradient (minus which is an estimate of the entropy).
+        """
+        device = self.accelerator.device
+        sampled = torch.zeros(len(records), width)
+        for row, record in enumerate(records):
+            sampled[row, : len(record.logprobs)] = torch.tensor(record.logprobs)
+        logps_BT, entropies_BT = sampled.to(device), -sampled.to(device)
+        lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in records]
+        if rows is None:
+            rows = range(len(records))
+        elif not rows:  # the loss needs a graph all the same
+            rows = [lengths.index(min(lengths))]
+        for chunk in _similar_lengths(rows, lengths):
+            conversations = [_conversation(records[row]) for row in chunk]
+            batch = collate(conversations, self._chat)
+            with self.accelerator.autocast(), _suppressed(model, self._suppressed_ids):
+                output = model(**{k: v.to(device) for k, v in batch.items()}, fused_lm_head=True)
+            scored = output.label_mask
+            columns = [torch.tensor(records[row].mask).nonzero().flatten() for row in chunk]
+            index = (
+                torch.tensor(chunk, device=device).repeat_interleave(scored.sum(dim=1)),
+                torch.cat(columns).to(device),
+            )
+            logps_BT = logps_BT.index_put(index, output.log_probs[scored].float())
+            entropies_BT = entropies_BT.index_put(index, output.entropy[scored].float())
+        return logps_BT, entropies_BT
+
+
+def _gather(tensor: Tensor) -> Tensor:
+    return cast(Tensor, accelerate.utils.gather(tensor))
+
+
+def _record(rollout: Rollout) -> TokenRecord:
+    if rollout.tokens is None:
+        raise ValueError("the agent must keep tokens: run_agent(…, keep_tokens=True)")
+    return rollout.tokens
+
+
+def _conversation(record: TokenRecord) -> RenderedConversation:
+    return RenderedConversation(
+        [*record.prompt_ids, *record.completion_ids],
+        [*([0] * len(record.prompt_ids)), *record.mask],
+        record.images,
+    )
+
+
+def _completion(rollout: Rollout) -> list[Message]:
+    """The messages after the user's turn, which is what TRL calls a completion."""
+    first = next(i for i, message in enumerate(rollout.messages) if message["role"] == "assistant")
+    return rollout.messages[first:]
+
+
+def _tool_calls(completion: Any) -> int:
+    """T of a completion: calls in its assistant messages; plain text has none."""
+    if isinstance(completion, str):
+        return 0
+    return sum(len(message.get("tool_calls") or ()) for message in completion)
+
+
+def _loss_mask(batch: dict[str, Any]) -> Tensor:
+    mask = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def _similar_lengths(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows in chunks that pad little: none shorter than two thirds of its chunk's longest."""
+    chunk: list[int] = []
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        if chunk and 3 * lengths[row] < 2 * lengths[chunk[0]]:
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    yield chunk
+
+
+@contextmanager
+def _suppressed(model: Any, ids: Sequence[int]) -> Iterator[None]:
+    """Leave tokens out of the distribution, by a bias on the head while the block runs."""
+    head = getattr(model, "module", model).get_output_embeddings()
+    if not ids or head.bias is not None:
+        yield
+        return
+    bias = torch.zeros(head.weight.shape[0], dtype=head.weight.dtype, device=head.weight.device)
+    bias[list(ids)] = -1e4
+    head.bias = nn.Parameter(bias, requires_grad=False)
+    try:
+        yield
+    finally:
+        head.bias = None
