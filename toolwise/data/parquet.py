@@ -65,14 +65,21 @@ class Rejects:
             lines.write(json.dumps({"file": file, "row": row, "reason": reason}) + "\n")
 
 
-def write_tasks(uri: str | Path, tasks: Iterable[Task]) -> int:
-    """Write tasks to `uri` (local, `s3://` or `hf://`), all or nothing; returns how many."""
-    return _write(uri, _schema(_TASK_FIELDS), (_task_row(task) for task in tasks))
+def write_tasks(
+    uri: str | Path, tasks: Iterable[Task], reasons: Iterable[str] | None = None
+) -> int:
+    """Write tasks to `uri` (local, `s3://` or `hf://`), all or nothing; returns how many.
+
+    `reasons`, one per task, become a column `reason` (why rows were rejected).
+    """
+    return _write(uri, _TASK_FIELDS, map(_task_row, tasks), reasons)
 
 
-def write_trajectories(uri: str | Path, trajectories: Iterable[Trajectory]) -> int:
-    """Write trajectories to `uri` (local, `s3://` or `hf://`), all or nothing; returns how many."""
-    return _write(uri, _schema(_TRAJECTORY_FIELDS), (_trajectory_row(t) for t in trajectories))
+def write_trajectories(
+    uri: str | Path, trajectories: Iterable[Trajectory], reasons: Iterable[str] | None = None
+) -> int:
+    """Write trajectories to `uri`, all or nothing; arguments as `write_tasks`."""
+    return _write(uri, _TRAJECTORY_FIELDS, map(_trajectory_row, trajectories), reasons)
 
 
 def read_tasks(uri: str | Path, rejects: Rejects | None = None) -> list[Task]:
@@ -136,19 +143,29 @@ def _schema(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": info})
 
 
-def _write(uri: str | Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> int:
+def _write(
+    uri: str | Path,
+    fields: list[tuple[str, pa.DataType]],
+    rows: Iterable[dict[str, Any]],
+    reasons: Iterable[str] | None,
+) -> int:
     if "://" in str(uri) and not str(uri).startswith("file://"):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / str(uri).rpartition("/")[2]
-            count = _write(path, schema, rows)
+            count = _write(path, fields, rows, reasons)
             publish(path, uri)
         return count
+    if reasons is not None:
+        fields = [*fields, ("reason", pa.string())]
+        rows = ({**row, "reason": why} for row, why in zip(rows, reasons, strict=True))
+    schema = _schema(fields)
+    stream = iter(rows)
     count = 0
     with (
         atomic_file(str(uri).removeprefix("file://")) as partial,
         pq.ParquetWriter(partial, schema, compression="zstd") as writer,
     ):
-        while group := list(islice(rows, ROWS_PER_GROUP)):
+        while group := list(islice(stream, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             count += len(group)
     return count

@@ -1,0 +1,94 @@
+"""What both curations work with: inputs at hand, a model, tools, and a place for verdicts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolwise import __version__
+from toolwise.agent import Engine
+from toolwise.storage import local_copy
+from toolwise.tools import Tool, open_tools
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """What one curation works with.
+
+    Args:
+        source: the rows to filter, on this machine.
+        engine: the model.
+        tools: what trajectories and rollouts call.
+        seed: the run's seed.
+        verdicts: directory that keeps verdicts until the result is published.
+        identity: the inputs every verdict depends on.
+    """
+
+    source: Path
+    engine: Engine
+    tools: Sequence[Tool]
+    seed: int
+    verdicts: Path
+    identity: object
+
+    def batch_seed(self, *what: object) -> int:
+        """A sampling seed for one batch, the same in a run that was resumed."""
+        return int.from_bytes(self._digest(*what)[:4])
+
+    def rank(self, *what: object) -> bytes:
+        """A place in a random order that the seed decides."""
+        return self._digest("rank", *what)
+
+    def _digest(self, *what: object) -> bytes:
+        return hashlib.sha256(repr((self.seed, *what)).encode()).digest()
+
+
+@contextmanager
+def open_workbench(
+    model_dir: str | Path,
+    source: str | Path,
+    corpus: str | Path | None,
+    out_dir: Path,
+    isolation: str,
+    seed: int,
+    engine: Engine | None,
+    tools: Sequence[Tool] | None,
+) -> Iterator[Workbench]:
+    """Fetch the inputs and start what is not given; verdicts are kept if the block fails.
+
+    Raises:
+        InputError: an input is missing.
+        BackendError: the sandbox cannot be had, or storage failed.
+    """
+    model_path, rows = local_copy(model_dir), local_copy(source)
+    corpus_path = local_copy(corpus) if corpus is not None else None
+    if engine is None:
+        from toolwise.agent.transformers_engine import TransformersEngine  # imports torch
+
+        engine = TransformersEngine.load(model_path)
+    opened = open_tools(corpus_path, isolation) if tools is None else []
+    verdicts = out_dir.absolute().parent / f".{out_dir.name}.work"
+    verdicts.mkdir(parents=True, exist_ok=True)
+    inputs = [content_stamp(path) for path in (model_path, rows, corpus_path) if path]
+    try:
+        yield Workbench(
+            rows, engine, tools or opened, seed, verdicts, (__version__, seed, engine.name, inputs)
+        )
+    finally:
+        asyncio.run(_close(opened))
+    shutil.rmtree(verdicts)
+
+
+async def _close(tools: Sequence[Tool]) -> None:
+    await asyncio.gather(*(tool.aclose() for tool in tools))
+
+
+def content_stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and modification time of a file, or of every file of a directory."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
