@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ _CLOCK_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A running server: base URL for OpenAI clients, model name, process id."""
+    """A running server: base URL for OpenAI clients, model name, process id where it is known."""
 
     url: str
     model: str
-    pid: int
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,26 +121,37 @@ def deploy_local(
 
 def stop_local(run_dir: Path) -> bool:
     """Stop the server deployed from `run_dir`, letting it finish what it has; whether one ran."""
+    process = _deployed(run_dir)
     record = run_dir / PROCESS
-    if not record.exists():
-        return False
-    known = json.loads(record.read_text())
-    running = False
-    try:
-        process = psutil.Process(known["pid"])
-        # Process ids are used again; the clock that dates a process may be off by a second.
-        if abs(process.create_time() - known["created"]) < _CLOCK_SECONDS:
-            running = process.status() != psutil.STATUS_ZOMBIE
+    if process is not None:
+        with suppress(psutil.NoSuchProcess):
             process.terminate()
             try:
-                process.wait(known["grace_seconds"])
+                process.wait(json.loads(record.read_text())["grace_seconds"])
             except psutil.TimeoutExpired:
                 process.kill()
                 process.wait(_KILL_SECONDS)
+    record.unlink(missing_ok=True)
+    return process is not None
+
+
+def is_deployed(run_dir: Path) -> bool:
+    """Whether the server deployed from `run_dir` is running."""
+    return _deployed(run_dir) is not None
+
+
+def _deployed(run_dir: Path) -> psutil.Process | None:
+    record = run_dir / PROCESS
+    if not record.exists():
+        return None
+    known = json.loads(record.read_text())
+    try:
+        process = psutil.Process(known["pid"])
+        # Process ids are used again; the clock that dates a process may be off by a second.
+        same = abs(process.create_time() - known["created"]) < _CLOCK_SECONDS
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
-        pass
-    record.unlink()
-    return running
+        return None
 
 
 def ask(

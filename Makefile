@@ -1,0 +1,85 @@
+# Everything a person or CI runs. `make help` lists it.
+SHELL := /bin/bash
+PROFILE ?= demo
+SEED ?=
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+REGISTRY ?= localhost/toolwise
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' toolwise/__init__.py)
+SEED_OPTION := $(if $(SEED),--seed $(SEED))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sandbox demo test lint bench compile submit-pipeline images serve stop mlflow-ui clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) sandbox ## create .venv with everything in it (once), and install bubblewrap where that is allowed
+
+# torch first and from constraints, so that no other package draws in a CUDA build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one with: make setup PYTHON=python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,pipeline,serve,dev]'
+	@touch $@
+
+sandbox:
+	@command -v bwrap >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing bubblewrap, the sandbox of the python tool"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq bubblewrap >/dev/null; \
+	else \
+		echo "bubblewrap is missing, the sandbox of the python tool. Install it with:" >&2; \
+		echo "    sudo apt-get install bubblewrap      (Debian, Ubuntu)" >&2; \
+		echo "    sudo dnf install bubblewrap          (Fedora)" >&2; \
+		exit 1; \
+	fi
+
+demo: setup ## train, prove, promote and serve on this machine; PROFILE=…, SEED=…
+	$(BIN)/toolwise run --profile $(PROFILE) $(SEED_OPTION)
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: setup ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup ## measure speed and memory
+	$(BIN)/python -m bench
+
+compile: setup ## write build/metis-<profile>.yaml for every profile
+	@for profile in $(basename $(notdir $(wildcard pipelines/profiles/*.yaml))); do \
+		$(BIN)/toolwise compile --profile $$profile || exit 1; \
+	done
+
+submit-pipeline: PROFILE := $(if $(filter demo,$(PROFILE)),qwen3-vl-8b,$(PROFILE))
+submit-pipeline: setup ## submit to the Kubeflow Pipelines server KFP_HOST names; PROFILE=…
+	$(BIN)/toolwise submit --profile $(PROFILE) $(SEED_OPTION)
+
+images: ## build the container images with docker, podman or buildah
+	@tool=$$(command -v docker || command -v podman || command -v buildah) \
+		|| { echo "docker, podman or buildah is needed to build images" >&2; exit 1; }; \
+	for target in trainer rollout operator agent sandbox; do \
+		$$tool build --target $$target -t $(REGISTRY)/$$target:$(VERSION) -f components/Dockerfile . || exit 1; \
+	done
+
+serve: setup ## serve the model the last run promoted, in the foreground
+	$(BIN)/toolwise serve --run-dir runs/$(PROFILE)
+
+stop: setup ## stop the endpoint the last run left serving
+	$(BIN)/toolwise stop --run-dir runs/$(PROFILE)
+
+mlflow-ui: setup ## open the runs in MLflow at http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server \
+		--backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///runs/mlflow.db} --port 5000
+
+clean: ## remove what runs and builds left, the environment excepted
+	@test ! -x $(BIN)/toolwise || for run in runs/*/; do $(BIN)/toolwise stop --run-dir $$run; done
+	rm -rf runs build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,17 @@
+"""Last, whatever happened: close the run's record."""
+
+from kfp import dsl
+
+from components import BASE_IMAGE
+
+
+@dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
+def finish(status: dsl.PipelineTaskFinalStatus):
+    """Set the state of the MLflow run all steps logged under.
+
+    Args:
+        status: how the pipeline ended, filled in by Kubeflow.
+    """
+    from toolwise.steps import finish_run
+
+    finish_run(succeeded=status.state == "SUCCEEDED", reason=status.error_message or "")

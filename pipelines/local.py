@@ -1,0 +1,262 @@
+"""Run the pipeline on this machine, with Kubeflow's local runner in a process of its own.
+
+The runner and the steps write to a log file; what a person sees comes from the steps' events.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from toolwise.console import Display, LineDisplay, LiveDisplay, RunBoard
+from toolwise.errors import InputError, ToolwiseError
+from toolwise.events import EVENTS_VARIABLE, EventReader, EventWriter
+from toolwise.profile import Profile
+from toolwise.steps import RUN_VARIABLE, WORK_VARIABLE, code_digest
+from toolwise.storage import atomic_file
+
+CACHE_HIT = re.compile(r"Task (\S+) cache hit")
+
+
+class StepFailed(ToolwiseError):
+    """A step of the pipeline failed; says which, why, and where the log is."""
+
+
+def run_locally(profile: Profile, seed: int, run_folder: Path, console: Console) -> Path:
+    """Run the pipeline of `profile`, re-using what earlier runs in `run_folder` finished.
+
+    Args:
+        profile: what to run.
+        seed: seed of every step.
+        run_folder: where everything of the run goes; `report.json` and `report.html` at the end.
+        console: where to show progress; a live table on a terminal, otherwise lines.
+
+    Returns:
+        Path of `report.json`.
+
+    Raises:
+        InputError: the folder cannot be written, or another run is using it.
+        StepFailed: a step failed.
+    """
+    from pipelines.metis import STEPS
+
+    run_folder = run_folder.absolute()
+    with _sole_run_in(run_folder):
+        _check_sandbox()
+        _check_port(profile, run_folder)
+        events = run_folder / "events.jsonl"
+        events.unlink(missing_ok=True)
+        board = RunBoard.of(STEPS)
+        display = LiveDisplay(board, console) if console.is_terminal else LineDisplay(console)
+        exit_status = _watch(profile, seed, run_folder, EventReader(events), board, display)
+        log = run_folder / "pipeline.log"
+        failed = [row for row in board.rows if row.state == "failed"]
+        if failed:
+            raise StepFailed(f"{failed[0].name} failed: {failed[0].note}\nThe full log is {log}")
+        if exit_status != 0:
+            running = [row.name for row in board.rows if row.state == "running"]
+            what = f"{running[0]} was killed" if running else "the pipeline failed"
+            raise StepFailed(f"{what} (exit status {exit_status})\nThe full log is {log}")
+        return _collect_report(board, run_folder)
+
+
+def endpoint_folder(run_folder: Path) -> Path:
+    """Where the endpoint of a run keeps its process file and its log."""
+    return run_folder / "steps" / "deploy"
+
+
+def _check_sandbox() -> None:
+    """Run a line in the sandbox now rather than fail minutes later; raises `BackendError`."""
+    from toolwise.tools.sandbox import Isolation, open_sandbox
+
+    sandbox = open_sandbox(Isolation.BUBBLEWRAP, workers=1)
+    try:
+        sandbox.open([]).call("pass")
+    finally:
+        sandbox.close()
+
+
+def _check_port(profile: Profile, run_folder: Path) -> None:
+    """The endpoint's port is free, or held by this run's own endpoint, which gives it back."""
+    from toolwise.serving.deploy import is_deployed
+
+    if is_deployed(endpoint_folder(run_folder)):
+        return
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((profile.serve.host, profile.serve.port))
+        except OSError as error:
+            raise InputError(
+                f"the endpoint cannot listen on {profile.serve.host} port {profile.serve.port}: "
+                f"{error.strerror}; stop what uses it (another run's endpoint: make stop "
+                "PROFILE=…), or set serve.port in the profile"
+            ) from None
+
+
+def _watch(
+    profile: Profile,
+    seed: int,
+    run_folder: Path,
+    events: EventReader,
+    board: RunBoard,
+    display: Display,
+) -> int:
+    """Run the pipeline in its own process group and show its events; returns its exit status."""
+    with (run_folder / "pipeline.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.local", str(seed), str(run_folder)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | _environment(profile, seed, run_folder),
+        )
+    assert process.stdin is not None
+    try:
+        with display:
+            process.stdin.write(profile.model_dump_json().encode() + b"\n")
+            process.stdin.flush()
+            while process.poll() is None:
+                _show(events, board, display)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
+            _show(events, board, display)
+            board.close()
+    finally:
+        # Also when this process is interrupted: no step may outlive its run.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+    return process.returncode
+
+
+def _show(events: EventReader, board: RunBoard, display: Display) -> None:
+    for event in events.new():
+        display.changed(event, board.take(event))
+
+
+def _environment(profile: Profile, seed: int, run_folder: Path) -> dict[str, str]:
+    identity = f"{code_digest()}{profile.model_dump_json()}".encode()
+    return {
+        EVENTS_VARIABLE: str(run_folder / "events.jsonl"),
+        WORK_VARIABLE: str(run_folder / "steps"),
+        # The same for a run that is taken up again, so that MLflow shows one run and not two.
+        RUN_VARIABLE: f"{profile.name}-{seed}-{hashlib.sha256(identity).hexdigest()[:8]}",
+        "MLFLOW_EXPERIMENT_NAME": profile.name,
+        "MLFLOW_TRACKING_URI": tracking_uri(run_folder),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def tracking_uri(run_folder: Path) -> str:
+    """`MLFLOW_TRACKING_URI`, or one SQLite file for all runs beside `run_folder`."""
+    default = f"sqlite:///{run_folder.absolute().parent / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def print_outcome(report_json: Path, console: Console) -> None:
+    """Print the figures, the decision, and where everything is."""
+    from toolwise.evaluation.report import print_report
+
+    console.print()
+    print_report(report_json, console)
+    console.print()
+    run_folder = report_json.parent
+    endpoint = json.loads(report_json.read_text())["endpoint"]
+    places = {
+        "Report": str(run_folder / "report.html"),
+        "Figures": str(report_json),
+        "MLflow": f"make mlflow-ui   ({tracking_uri(run_folder)})",
+        "Endpoint": f"{endpoint['url']}   (make stop ends it)" if endpoint else "not deployed",
+        "Log": str(run_folder / "pipeline.log"),
+    }
+    for name, place in places.items():
+        console.print(f"{name + ':':10}{place}", soft_wrap=True, markup=False)
+
+
+def _collect_report(board: RunBoard, run_folder: Path) -> Path:
+    """Copy the report out of its step's folder to where a person looks for it."""
+    folder = next(Path(row.folder) for row in board.rows if row.name == "report")
+    for output, name in (("report", "report.json"), ("page", "report.html")):
+        with atomic_file(run_folder / name) as partial:
+            shutil.copyfile(folder / output, partial)
+    return run_folder / "report.json"
+
+
+@contextmanager
+def _sole_run_in(run_folder: Path) -> Iterator[None]:
+    """Make the folder, and keep a second run out of it while this one lasts."""
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        lock = (run_folder / "lock").open("a")
+    except OSError as error:
+        raise InputError(
+            f"{run_folder} cannot be written: {error.strerror}; "
+            "give another folder with --run-dir, or make it writable"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is using {run_folder}; wait for it to end, "
+                "or give another folder with --run-dir"
+            ) from None
+        yield
+
+
+class _CacheHits(logging.Handler):
+    """Turns the local runner's word that it re-uses a task into an event of the step."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from pipelines.metis import LABELS
+
+        if hit := CACHE_HIT.search(record.getMessage()):
+            step = LABELS.get(hit[1], hit[1])
+            EventWriter.of_environment(step).reused()
+
+
+def _end_with_parent() -> None:
+    """End this process group when standard input closes: whoever started the run is gone."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.killpg(0, signal.SIGTERM)
+
+
+def _run_here(seed: int, run_folder: Path) -> None:
+    """Run the profile given on standard input with Kubeflow's local runner, in this process."""
+    from kfp import local
+
+    from pipelines.metis import metis
+
+    profile = Profile.model_validate_json(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    logging.getLogger().addHandler(_CacheHits())
+    local.init(
+        local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(run_folder / "kfp"),
+        enable_caching=True,
+        cache_root=str(run_folder / "cache" / code_digest()),
+    )
+    metis(profile)(seed=seed)
+
+
+if __name__ == "__main__":
+    _run_here(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,216 @@
+"""A profile: everything one way to run the pipeline needs to know, in one validated file."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from toolwise.curation.rl import RlCurationSettings
+from toolwise.curation.sft import SftCurationSettings
+from toolwise.errors import InputError
+from toolwise.evaluation.runner import EvaluationSettings
+from toolwise.promotion.gate import GatePolicy
+from toolwise.serving.settings import ServingSettings
+from toolwise.synthetic.base import BaseStageSettings
+from toolwise.synthetic.environment import SignboardSettings
+from toolwise.training.hdpo.run import HdpoSettings
+from toolwise.training.sft import SftSettings
+
+
+class PublishedData(BaseModel):
+    """Data somebody has published; each a path, `s3://…` or `hf://…`.
+
+    Args:
+        trajectories: raw tool-using trajectories, in any format `toolwise.data.sources` reads.
+        tasks: prompts for reinforcement learning.
+        benchmark: held-out tasks.
+        corpus: JSON lines for `text_search`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trajectories: str
+    tasks: str
+    benchmark: str
+    corpus: str
+
+
+class DataSettings(BaseModel):
+    """Where the data comes from: made on the spot, or published. Exactly one is given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    signboard: SignboardSettings | None = None
+    published: PublishedData | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.signboard is None) == (self.published is None):
+            raise ValueError("give either `signboard` or `published`")
+        return self
+
+
+class BaseModelSettings(BaseModel):
+    """Where the base model comes from: trained on the spot, or published. Exactly one is given.
+
+    Args:
+        train: settings of the small built-in model's training.
+        checkpoint: a checkpoint's path, `s3://…` or `hf://…`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: BaseStageSettings | None = None
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.train is None) == (self.checkpoint is None):
+            raise ValueError("give either `train` or `checkpoint`")
+        return self
+
+
+class KubeflowSettings(BaseModel):
+    """What a Kubeflow Pipelines server needs to run the steps as pods.
+
+    Args:
+        image: image of the steps' containers, with its tag.
+        tracking_uri: MLflow server, as pods reach it.
+        accelerator: resource name of the GPUs.
+        accelerators: GPUs of each step that runs a model.
+        cpu, memory: limits of each step that runs a model.
+        secret: Kubernetes secret with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
+            `AWS_ENDPOINT_URL_S3`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: str
+    tracking_uri: str
+    accelerator: str = "nvidia.com/gpu"
+    accelerators: int = Field(default=8, ge=0)
+    cpu: str = "32"
+    memory: str = "256Gi"
+    secret: str = "toolwise-storage"
+
+
+class Profile(BaseModel):
+    """One way to run the pipeline.
+
+    Args:
+        name: names runs, the MLflow experiment and the registered model.
+        seed: seed of every step, unless a run asks for another.
+        data, base, curate_sft, sft, curate_rl, hdpo, evaluate, promote, serve: settings of the
+            steps.
+        kubeflow: how to run on a Kubeflow Pipelines server; without it the profile runs locally only.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    data: DataSettings
+    base: BaseModelSettings
+    curate_sft: SftCurationSettings
+    sft: SftSettings
+    curate_rl: RlCurationSettings
+    hdpo: HdpoSettings
+    evaluate: EvaluationSettings
+    promote: GatePolicy
+    serve: ServingSettings
+    kubeflow: KubeflowSettings | None = None
+
+    def section_of(self, step: str) -> BaseModel:
+        """The settings of a step, by its name (`train-sft`)."""
+        return getattr(self, _SECTIONS[step])
+
+
+_SECTIONS = {
+    "prepare-data": "data",
+    "base-model": "base",
+    "curate-sft": "curate_sft",
+    "train-sft": "sft",
+    "curate-rl": "curate_rl",
+    "train-hdpo": "hdpo",
+    "evaluate": "evaluate",
+    "promote": "promote",
+    "deploy": "serve",
+}
+
+
+def profile_names() -> list[str]:
+    """The profiles that come with Toolwise."""
+    folder = resources.files("pipelines") / "profiles"
+    return sorted(
+        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def load_profile(name: str) -> Profile:
+    """Read a profile by name, or by the path of a YAML file.
+
+    Raises:
+        InputError: there is no such profile, or a field is wrong; names file, field and remedy.
+    """
+    text, where = _read(name)
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: a profile is a mapping of sections to settings")
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise InputError(
+            "\n".join(f"{where}: {_fault(dict(fault))}" for fault in error.errors())
+        ) from None
+
+
+def _read(name: str) -> tuple[str, str]:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name)
+        try:
+            return path.read_text(encoding="utf-8"), name
+        except OSError as error:
+            raise InputError(f"{name}: the profile cannot be read: {error.strerror}") from None
+    if name not in profile_names():
+        raise InputError(
+            f"there is no profile {name!r}; there are: {', '.join(profile_names())}"
+            " (or give the path of a .yaml file)"
+        )
+    file = resources.files("pipelines") / "profiles" / f"{name}.yaml"
+    return file.read_text(encoding="utf-8"), f"pipelines/profiles/{name}.yaml"
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    """One pydantic error as field, fault and what is allowed."""
+    location = [str(part) for part in fault["loc"]]
+    field = ".".join(location) or "profile"
+    if fault["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_of(location[:-1]))
+        return f"{field}: there is no such setting; allowed here: {allowed}"
+    if fault["type"] == "missing":
+        return f"{field}: is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = fault["input"]
+    shown = f" (given: {given!r})" if not isinstance(given, dict | BaseModel) else ""
+    return f"{field}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _fields_of(location: list[str]) -> list[str]:
+    """Names of the settings a section allows."""
+    section: Any = Profile
+    for part in location:
+        annotation = section.model_fields[part].annotation
+        arguments = getattr(annotation, "__args__", ())
+        section = next(
+            kind
+            for kind in (*arguments, annotation)
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
+    return list(section.model_fields)

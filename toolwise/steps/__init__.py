@@ -1,0 +1,24 @@
+"""The steps of a run, as the pipeline and the command line start them."""
+
+from toolwise.steps.functions import STEPS, finish_run, headline_metrics, promoted
+from toolwise.steps.running import (
+    RUN_VARIABLE,
+    WORK_VARIABLE,
+    FinishedStep,
+    Step,
+    code_digest,
+    run_step,
+)
+
+__all__ = [
+    "RUN_VARIABLE",
+    "STEPS",
+    "WORK_VARIABLE",
+    "FinishedStep",
+    "Step",
+    "code_digest",
+    "finish_run",
+    "headline_metrics",
+    "promoted",
+    "run_step",
+]

@@ -1,0 +1,313 @@
+"""What each step does: hand its inputs to one function of the library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolwise.events import EventSink
+from toolwise.steps.running import FinishedStep, Step, experiment_name, perform, pipeline_run
+
+if TYPE_CHECKING:
+    from toolwise.data import Task
+
+RUN_ID_FILE = "mlflow_run"
+"""File of an evaluation with the id of the MLflow run that holds it, for the registry."""
+
+Outputs = dict[str, Path]
+"""Where each output of a step stands, by name."""
+
+
+def prepare_data(step: Step) -> Outputs:
+    """Make the built-in environment, or read published data."""
+    from toolwise.profile import DataSettings
+
+    settings = step.settings_as(DataSettings)
+    folder = step.folder / "data"
+    if settings.signboard:
+        from toolwise.synthetic.environment import write_signboard
+
+        write_signboard(folder, step.seed, settings.signboard)
+    else:
+        raise NotImplementedError
+    return {
+        "trajectories": folder / "raw_trajectories.parquet",
+        "tasks": folder / "rl_tasks.parquet",
+        "benchmark": folder / "benchmark.parquet",
+        "corpus": folder / "corpus.jsonl",
+    }
+
+
+def base_model(step: Step) -> Outputs:
+    """Train the built-in base model, or fetch a published one."""
+    from toolwise.profile import BaseModelSettings
+    from toolwise.storage import local_copy
+
+    settings = step.settings_as(BaseModelSettings)
+    if settings.checkpoint:
+        return {"model": local_copy(settings.checkpoint)}
+    assert settings.train is not None
+    from toolwise.synthetic.base import train_base
+
+    model = step.folder / "model"
+    train_base(model, step.seed, settings.train, log=step.run.log, progress=step.events.progress)
+    return {"model": model}
+
+
+def curate_sft(step: Step) -> Outputs:
+    """Keep the trajectories worth imitating."""
+    from toolwise.curation.sft import SftCurationSettings
+    from toolwise.curation.sft import curate_sft as curate
+
+    folder = step.folder / "curated"
+    curate(
+        step.path("model"),
+        step.path("trajectories"),
+        step.path("corpus"),
+        folder,
+        step.settings_as(SftCurationSettings),
+        seed=step.seed,
+        progress=step.events.progress,
+    )
+    step.run.artifact(folder / "report.json")
+    return {"curated": folder}
+
+
+def train_sft(step: Step) -> Outputs:
+    """The cold start."""
+    from toolwise.training.sft import SftSettings
+    from toolwise.training.sft import train_sft as train
+
+    checkpoint = step.folder / "checkpoint"
+    train(
+        step.path("model"),
+        step.path("curated") / "curated.parquet",
+        checkpoint,
+        step.settings_as(SftSettings),
+        seed=step.seed,
+        log=step.run.log,
+        progress=step.events.progress,
+    )
+    return {"checkpoint": checkpoint}
+
+
+def curate_rl(step: Step) -> Outputs:
+    """Keep the prompts reinforcement learning can learn from."""
+    from toolwise.curation.rl import RlCurationSettings
+    from toolwise.curation.rl import curate_rl as curate
+
+    folder = step.folder / "curated"
+    curate(
+        step.path("model"),
+        step.path("tasks"),
+        step.path("corpus"),
+        folder,
+        step.settings_as(RlCurationSettings),
+        seed=step.seed,
+        progress=step.events.progress,
+    )
+    step.run.artifact(folder / "report.json")
+    return {"curated": folder}
+
+
+def train_hdpo(step: Step) -> Outputs:
+    """Reinforcement learning that cures needless calls."""
+    from toolwise.training.hdpo.run import HdpoSettings
+    from toolwise.training.hdpo.run import train_hdpo as train
+
+    checkpoint = step.folder / "checkpoint"
+    train(
+        step.path("model"),
+        step.path("curated") / "curated.parquet",
+        step.path("corpus"),
+        checkpoint,
+        step.settings_as(HdpoSettings),
+        seed=step.seed,
+        log=step.run.log,
+        progress=step.events.progress,
+    )
+    return {"checkpoint": checkpoint}
+
+
+def evaluate(step: Step) -> Outputs:
+    """Measure a checkpoint with and without tools."""
+    from toolwise.evaluation.runner import EvaluationSettings
+    from toolwise.evaluation.runner import evaluate as measure
+
+    folder = step.folder / "evaluation"
+    measure(
+        step.path("model"),
+        step.path("benchmark"),
+        step.path("corpus"),
+        folder,
+        step.settings_as(EvaluationSettings),
+        seed=step.seed,
+        progress=step.events.progress,
+    )
+    stage = step.label.removeprefix("evaluate ")
+    step.run.evaluation(stage, folder, step.path("benchmark"), step.path("model"))
+    (folder / RUN_ID_FILE).write_text(step.run.run_id)
+    return {"evaluation": folder}
+
+
+def promote(step: Step) -> Outputs:
+    """Decide, register the checkpoint, and crown it if it passed."""
+    from toolwise.evaluation.metrics import read_scores
+    from toolwise.promotion.gate import GatePolicy, decide
+    from toolwise.promotion.registry import Registry
+    from toolwise.tracking import Connection
+
+    challenger = step.path("challenger")
+    registry = Registry(experiment_name(), Connection())
+    champion = registry.champion()
+    benchmark = json.loads((challenger / "metrics.json").read_text())["benchmark"]
+    comparable = champion is not None and champion.benchmark == benchmark
+    decision = decide(
+        step.settings_as(GatePolicy),
+        read_scores(challenger / "scores.jsonl"),
+        champion.scores if champion and comparable else None,
+        read_scores(step.path("baseline") / "scores.jsonl"),
+    )
+    run_id = (challenger / RUN_ID_FILE).read_text()
+    version = registry.register(run_id, str(step.path("model")))
+    registry.record(version, decision)
+    file = step.folder / "decision.json"
+    decision.write(file)
+    step.run.artifact(file)
+    return {"decision": file}
+
+
+def deploy(step: Step) -> Outputs:
+    """Serve the promoted model, and ask it one item it solves without tools and one with."""
+    from toolwise.serving.deploy import ask_two, deploy_local
+    from toolwise.serving.settings import ServingSettings
+
+    direct, needs_tool = _two_items(step.path("evaluation"), step.path("benchmark"))
+    endpoint = deploy_local(
+        step.path("model"),
+        step.path("corpus"),
+        step.folder.parent,
+        step.settings_as(ServingSettings),
+    )
+    answers = step.folder / "endpoint.json"
+    ask_two(endpoint, direct, needs_tool, answers)
+    step.run.artifact(answers)
+    return {"endpoint": answers}
+
+
+def _two_items(evaluation: Path, benchmark: Path) -> tuple[Task, Task]:
+    """An item the model solves without tools, and one it gets right only with them.
+
+    Where a benchmark has no such item, the first one stands in.
+    """
+    from toolwise.data.parquet import read_tasks
+    from toolwise.evaluation.metrics import read_scores, solvable_items
+
+    scores = read_scores(evaluation / "scores.jsonl")
+    solvable = solvable_items(scores)
+    right = {row.task_id for row in scores if row.mode == "greedy" and row.correct}
+    tasks = read_tasks(benchmark)
+    return (
+        next((task for task in tasks if task.id in right and solvable.get(task.id)), tasks[0]),
+        next(
+            (task for task in tasks if task.id in right and solvable.get(task.id) is False),
+            tasks[0],
+        ),
+    )
+
+
+def report(step: Step) -> Outputs:
+    """Bring the measurements, the decision and the answers together."""
+    from toolwise.evaluation.report import build_report
+
+    facts = json.loads(step.settings)
+    folder = step.folder / "report"
+    summary = build_report(
+        stages={stage: step.path(f"{stage}_evaluation") for stage in ("base", "sft", "hdpo")},
+        decision=step.path("decision"),
+        training_log=step.path("hdpo_model") / "training_log.jsonl",
+        curation_reports=[step.path(f"{kind}_curation") / "report.json" for kind in ("sft", "rl")],
+        seconds=facts["seconds"],
+        endpoint=step.inputs.get("endpoint"),
+        seed=step.seed,
+        out_dir=folder,
+        profile=facts["profile"],
+    )
+    page = folder / "report.html"
+    for file in (summary, page):
+        step.run.artifact(file)
+    return {"report": summary, "page": page}
+
+
+STEPS: dict[str, Callable[[Step], Outputs]] = {
+    "prepare-data": prepare_data,
+    "base-model": base_model,
+    "curate-sft": curate_sft,
+    "train-sft": train_sft,
+    "curate-rl": curate_rl,
+    "train-hdpo": train_hdpo,
+    "evaluate": evaluate,
+    "promote": promote,
+    "deploy": deploy,
+    "report": report,
+}
+
+# A served process may be gone by the next run, and what it answers may have changed.
+ALWAYS_DONE_AGAIN = frozenset({"deploy", "report"})
+
+
+def run_step(
+    name: str,
+    settings: str,
+    seed: int,
+    *,
+    stage: str = "",
+    sink: EventSink | None = None,
+    **inputs: str,
+) -> FinishedStep:
+    """Run a step, or find it done by an earlier run with the same code, settings and inputs.
+
+    Args:
+        name: a key of `STEPS`.
+        settings: its section of the profile, as JSON.
+        seed: the run's seed.
+        stage: the checkpoint an evaluation is of.
+        sink: who hears of its progress; by default whom the environment names.
+        inputs: paths by input name.
+
+    Raises:
+        ToolwiseError: as the step raises it; whoever watches is told before.
+    """
+    label = f"{name} {stage}".rstrip()
+    again = name in ALWAYS_DONE_AGAIN
+    return perform(STEPS[name], label, settings, seed, inputs, again=again, sink=sink)
+
+
+def finish_run(*, succeeded: bool, reason: str = "") -> None:
+    """Close the MLflow run that the steps of the pipeline run logged under."""
+    from toolwise import tracking
+
+    tracking.end_pipeline_run(
+        pipeline_run(), failure=None if succeeded else reason or "a step failed"
+    )
+
+
+def headline_metrics(evaluation: str) -> dict[str, float]:
+    """The overall metrics of an evaluation folder, greedy and sampled, by MLflow's names."""
+    from toolwise.evaluation.metrics import OVERALL, flatten
+
+    summaries = json.loads((Path(evaluation) / "metrics.json").read_text())
+    return {
+        name: value
+        for mode in ("greedy", "sampled")
+        for name, value in flatten({OVERALL: summaries[mode][OVERALL]}, mode).items()
+    }
+
+
+def promoted(decision: str) -> bool:
+    """Whether a decision file promotes."""
+    from toolwise.promotion.gate import Decision
+
+    return Decision.read(Path(decision)).decision == "promote"
