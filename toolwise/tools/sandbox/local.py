@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import socket
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from toolwise.data import encode_image
+from toolwise.data import decode_image, encode_image
 from toolwise.errors import BackendError, InputError
 from toolwise.tools.base import ToolResult
 from toolwise.tools.output import plain_text
@@ -213,13 +214,14 @@ class LocalSession:
     def _attempt(self, code: str) -> ToolResult:
         if self._closed:
             raise BackendError("the python session was closed while a call was waiting")
-        images = self._images if self._process is None else []
+        images = [_pixels(image) for image in self._images] if self._process is None else []
         process = self._process = self._process or self._start()
         self._calls += 1
         deadline = time.monotonic() + self._limits.seconds
         try:
             process.sock.settimeout(self._limits.seconds)
-            wire.send(process.sock, {"call": self._calls, "code": code}, images)
+            request = {"call": self._calls, "code": code, "sizes": [size for size, _ in images]}
+            wire.send(process.sock, request, [pixels for _, pixels in images])
             header, blobs = wire.receive(process.sock, *self._reply_bounds, deadline)
             return self._result(header, blobs)
         except TimeoutError:
@@ -249,11 +251,9 @@ class LocalSession:
         most_characters = self._limits.text_chars + 2 * TRACEBACK_CHARS
         return 12 * most_characters + 4096, 3 * self._limits.pixels * self._limits.images
 
-    def _result(self, header: dict[str, Any], blobs: list[bytes]) -> ToolResult:
+    def _result(self, header: dict[str, Any], blobs: list[bytearray]) -> ToolResult:
         """Check a reply, which the model's code may have forged, and encode its images."""
         match header:
-            case {"bad_image": str(reason)}:
-                raise InputError(f"an image of the task can't be decoded: {reason}")
             case {"call": self._calls, "text": str(text), "error": None | str() as error}:
                 sizes = header.get("sizes")
             case _:
@@ -261,11 +261,12 @@ class LocalSession:
         images = _encoded(sizes, blobs, self._limits)
         if error:
             text = f"{text.rstrip()}\n{error}".lstrip()
-        text = plain_text(text, self._limits.text_chars + 2 * TRACEBACK_CHARS)
+        # The chat template ends a tool's response with a line break of its own.
+        text = plain_text(text.rstrip("\n"), self._limits.text_chars + 2 * TRACEBACK_CHARS)
         return ToolResult(text, images, is_error=error is not None)
 
 
-def _encoded(sizes: Any, blobs: list[bytes], limits: SandboxLimits) -> tuple[bytes, ...]:
+def _encoded(sizes: Any, blobs: list[bytearray], limits: SandboxLimits) -> tuple[bytes, ...]:
     """Raw RGB pixels to PNG: no format the sandbox chose is ever parsed by the host."""
     if not isinstance(sizes, list) or len(sizes) != len(blobs) or len(blobs) > limits.images:
         raise wire.WireError("sizes and images differ")
@@ -279,6 +280,15 @@ def _encoded(sizes: Any, blobs: list[bytes], limits: SandboxLimits) -> tuple[byt
             case _:
                 raise wire.WireError("an image has no size")
     return tuple(images)
+
+
+@functools.lru_cache(maxsize=4)  # the rollouts of a group follow each other with one image
+def _pixels(image: bytes) -> tuple[tuple[int, int], bytes]:
+    try:
+        decoded = decode_image(image)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"an image of the task can't be decoded: {error}") from error
+    return decoded.size, decoded.tobytes()
 
 
 def _failed(what: str, consequence: str) -> ToolResult:
