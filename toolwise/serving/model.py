@@ -44,24 +44,23 @@ class AgentModel(kserve.Model):
     Args:
         settings: name and limits.
         open_engine: makes the engine; called by `load`.
-        open_tools: makes the tools; called by `load`.
+        tools: what the model may call; closed with the server.
     """
 
     def __init__(
         self,
         settings: ServingSettings,
         open_engine: Callable[[], Engine],
-        open_tools: Callable[[], Sequence[Tool]],
+        tools: Sequence[Tool],
     ) -> None:
         super().__init__(settings.name)
         self.settings = settings
         self._open_engine = open_engine
-        self._open_tools = open_tools
+        self._tools = tuple(tools)
 
     def load(self) -> bool:
-        """Make engine and tools; the model is ready afterwards."""
+        """Make the engine; the model is ready afterwards."""
         self._agent_engine = self._open_engine()
-        self._tools = tuple(self._open_tools())
         self.ready = True
         return self.ready
 

@@ -7,7 +7,9 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -15,13 +17,25 @@ from toolwise.agent import Engine
 from toolwise.errors import InputError, ToolwiseError
 from toolwise.serving.settings import ServingSettings
 from toolwise.storage import local_copy
+from toolwise.tools import open_tools
+
+
+class Upstream(NamedTuple):
+    """An OpenAI-compatible server (base URL up to `/v1`) and the model's name there."""
+
+    url: str
+    model: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM; returns 2 where a flag is wrong and 1 where the server failed."""
     try:
         options = _parser().parse_args(arguments)
-        serve(_settings(options), options.model_dir, _upstream(options), options.corpus)
+        settings = _settings(options)
+        # First of all: loading a model only to find the port taken would waste minutes.
+        listener = listen(settings.host, settings.port)
+        corpus = local_copy(options.corpus) if options.corpus else None
+        serve(settings, listener, _source(options), corpus)
     except ToolwiseError as error:
         print(f"toolwise: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -29,41 +43,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(
-    settings: ServingSettings,
-    model_dir: str | None,
-    upstream: tuple[str, str] | None,
-    corpus: str | None,
+    settings: ServingSettings, listener: socket.socket, source: Path | Upstream, corpus: Path | None
 ) -> None:
-    """Run the model server in this process.
+    """Run the model server in this process, until SIGTERM.
 
     Args:
-        settings: name, address and limits.
-        model_dir: checkpoint to load into this process, or
-        upstream: base URL and model name of an OpenAI-compatible server to ask instead.
-        corpus: what `text_search` searches; none leaves that tool out. Like `model_dir`, a path
-            or an address that `toolwise.storage` reads.
+        settings: name and limits.
+        listener: socket to serve on.
+        source: checkpoint to load into this process, or the server to ask instead.
+        corpus: what `text_search` searches; none leaves that tool out.
 
     Raises:
-        InputError: the port is taken, or a path is not what it should be.
-        BackendError: the sandbox or the upstream is not usable.
+        InputError: checkpoint or corpus are not what they should be.
+        BackendError: the sandbox cannot be had here.
     """
-    listener = _listen(settings.host, settings.port)
+    tools = open_tools(corpus, settings.isolation)
 
-    # Slow to import: a taken port is told without them.
+    # Slow to import, and what can be wrong with a flag is told without them.
     from kserve.model_server import ModelServer, app
     from kserve.protocol.rest.server import RESTServer
 
     from toolwise.serving.model import AgentModel
     from toolwise.serving.routes import openai_router
     from toolwise.serving.telemetry import start_tracing
-    from toolwise.tools import open_tools
 
     tracing = start_tracing()
-    model = AgentModel(
-        settings,
-        lambda: _open_engine(model_dir, upstream),
-        lambda: open_tools(local_copy(corpus) if corpus else None, settings.isolation),
-    )
+    model = AgentModel(settings, lambda: _open_engine(source), tools)
     model.load()
     app.include_router(openai_router(model))
     server = ModelServer(http_port=settings.port, enable_grpc=False)
@@ -83,21 +88,19 @@ def serve(
         tracing.shutdown()
 
 
-def _open_engine(model_dir: str | None, upstream: tuple[str, str] | None) -> Engine:
-    if upstream:
+def _open_engine(source: Path | Upstream) -> Engine:
+    if isinstance(source, Upstream):
         from toolwise.agent.openai_engine import OpenAIEngine
 
-        return OpenAIEngine(*upstream)
-    if model_dir is None:
-        raise InputError("give the model to serve: --model-dir or --upstream")
+        return OpenAIEngine(source.url, source.model)
     from toolwise.agent.transformers_engine import TransformersEngine
     from toolwise.serving.model import ThreadedEngine
 
-    return ThreadedEngine(TransformersEngine.load(local_copy(model_dir)))
+    return ThreadedEngine(TransformersEngine.load(source))
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Take the port first: loading a model only to find it taken would waste minutes."""
+def listen(host: str, port: int) -> socket.socket:
+    """The listening socket; raises `InputError` where the port cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM
@@ -120,7 +123,7 @@ def _exit(signum: int, frame: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m toolwise.serving", allow_abbrev=False)
-    model = parser.add_mutually_exclusive_group()
+    model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model-dir", help="checkpoint to serve from this process")
     model.add_argument("--upstream", help="OpenAI-compatible server to ask, up to /v1")
     # KServe adds --model_name, --predictor_host and --http_port to a transformer's arguments.
@@ -144,8 +147,10 @@ def _settings(options: argparse.Namespace) -> ServingSettings:
         raise InputError(f"--{flag} {first['input']}: {first['msg']}") from None
 
 
-def _upstream(options: argparse.Namespace) -> tuple[str, str] | None:
+def _source(options: argparse.Namespace) -> Path | Upstream:
+    if options.model_dir:
+        return local_copy(options.model_dir)
     url = options.upstream
     if options.predictor_host:
         url = f"http://{options.predictor_host}/openai/v1"
-    return (url, options.upstream_model or options.name) if url else None
+    return Upstream(url, options.upstream_model or options.name)
