@@ -1,0 +1,181 @@
+"""Curation of prompts: real sandbox, a scripted cold-start model."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from scripted_engine import ScriptedEngine, question_of
+
+from toolwise.curation.rl import RlCurationSettings, curate_rl
+from toolwise.data import Message, Task
+from toolwise.data.parquet import read_tasks, write_tasks
+from toolwise.errors import BackendError, InputError
+from toolwise.tools import Tool
+from toolwise.tools.python import PythonTool
+
+KINDS = ("mixed", "differing", "alike", "wrong")
+CALL = '<tool_call>{"name": "python", "arguments": {"code": "print(6*7)"}}</tool_call>'
+SETTINGS = RlCurationSettings(generations=4, batch_size=16)
+
+
+def make_tasks(per_kind: int, abilities: Sequence[str] = ("math", "search")) -> list[Task]:
+    """Tasks whose question tells the scripted model how to behave."""
+    return [
+        Task(f"{ability}-{kind}-{i}", "test", ability, f"{kind} {ability} {i}: 6*7?", ("42",))
+        for i in range(per_kind)
+        for ability in abilities
+        for kind in KINDS
+    ]
+
+
+def cold_start(conversation: list[Message], tools: bool, index: int) -> str:
+    """Calls python, then answers; even rollouts of a group behave in the other way."""
+    assert tools
+    behaviour = question_of(conversation).split()[0]
+    odd = index % 2 == 1
+    if len(conversation) == 1 and not (behaviour == "differing" and odd):
+        return CALL
+    if len(conversation) > 1:
+        assert conversation[-1]["content"][0]["text"].strip() == "42"
+    right = behaviour != "wrong" and not (behaviour == "mixed" and odd)
+    return f"<answer>{42 if right else 41}</answer>"
+
+
+@pytest.fixture(scope="module")
+def tools() -> list[Tool]:
+    return [PythonTool()]
+
+
+def curate(
+    tmp_path: Path,
+    tasks: list[Task],
+    tools: list[Tool],
+    settings: RlCurationSettings,
+    **options: Any,
+) -> tuple[Any, list[Task]]:
+    write_tasks(tmp_path / "tasks.parquet", tasks)
+    options.setdefault("engine", ScriptedEngine(cold_start))
+    out = tmp_path / "curated"
+    report = curate_rl(
+        tmp_path / "tasks.parquet",
+        tmp_path / "tasks.parquet",
+        None,
+        out,
+        settings,
+        0,
+        tools=tools,
+        **options,
+    )
+    return report, read_tasks(out / "curated.parquet")
+
+
+def behaviours(tasks: list[Task]) -> Counter[str]:
+    return Counter(task.question.split()[0] for task in tasks)
+
+
+def test_prompts_are_kept_where_either_reward_varies(tmp_path: Path, tools: list[Tool]) -> None:
+    report, kept = curate(tmp_path, make_tasks(3), tools, SETTINGS)
+    assert behaviours(kept) == {"mixed": 6, "differing": 6}
+    rejected = pq.read_table(tmp_path / "curated" / "rejected.parquet").to_pylist()
+    assert Counter(row["reason"] for row in rejected) == {
+        "rollouts: all rollouts are right with the same number of calls": 6,
+        "rollouts: all rollouts are wrong": 6,
+    }
+    assert report.kept == {"math": 6, "search": 6}
+    assert report.composition == {
+        "all right, differing numbers of calls": 6,
+        "some right, some wrong": 6,
+    }
+    assert report.figures["math"] == {
+        "tried": 12,
+        "accuracy": (0.5 + 1 + 1 + 0) / 4,
+        "tool_call_rate": (1 + 0.5 + 1 + 1) / 4,
+        "calls_per_rollout": (1 + 0.5 + 1 + 1) / 4,
+    }
+    mixed = next(task for task in kept if task.question.startswith("mixed"))
+    assert mixed.metadata["rollouts"]["accuracy"] == 0.5
+    assert json.loads((tmp_path / "curated" / "report.json").read_text())["read"] == 24
+
+
+def test_the_papers_rule_keeps_only_mixed_groups(tmp_path: Path, tools: list[Tool]) -> None:
+    settings = SETTINGS.model_copy(update={"keep_rule": "pass_rate"})
+    _, kept = curate(tmp_path, make_tasks(2), tools, settings)
+    assert behaviours(kept) == {"mixed": 4}
+
+
+def test_rollouts_stop_when_every_ability_has_its_prompts(
+    tmp_path: Path, tools: list[Tool]
+) -> None:
+    settings = SETTINGS.model_copy(update={"prompts": 3})
+    engine = ScriptedEngine(cold_start)
+    report, kept = curate(tmp_path, make_tasks(20), tools, settings, engine=engine)
+    assert Counter(task.ability for task in kept) == {"math": 3, "search": 3}
+    assert sum(size for size, _, _ in engine.batches) < 20 * 8 * 4 / 2
+    rejected = pq.read_table(tmp_path / "curated" / "rejected.parquet").num_rows
+    assert report.not_needed == 160 - 6 - rejected
+
+
+def test_the_rollout_budget_is_never_overspent(tmp_path: Path, tools: list[Tool]) -> None:
+    settings = SETTINGS.model_copy(update={"rollouts": 40})
+    engine = ScriptedEngine(cold_start)
+    curate(tmp_path, make_tasks(20), tools, settings, engine=engine)
+    assert [size for size, _, _ in engine.batches] == [16, 16, 8]
+
+
+def test_unusable_prompts_cost_no_rollouts(tmp_path: Path, tools: list[Tool]) -> None:
+    bad = [
+        Task("corrupt", "test", "math", "mixed corrupt", ("42",), images=(b"\x89PNG broken",)),
+        Task("absent", "test", "math", "mixed <image>", ("42",)),
+        Task("one", "test", "math", "mixed twice", ("42",)),
+        Task("other", "test", "math", "mixed twice", ("41",)),
+        Task("no answer", "test", "math", "mixed nothing", ("",)),
+    ]
+    engine = ScriptedEngine(cold_start)
+    report, kept = curate(tmp_path, [*bad, *make_tasks(1)], tools, SETTINGS, engine=engine)
+    assert len(kept) == 4
+    assert sum(size for size, _, _ in engine.batches) == 8 * 4
+    assert [(f.name, f.dropped) for f in report.filters] == [
+        ("image", 2),
+        ("question", 3),
+        ("rollouts", 4),
+    ]
+
+
+def test_a_step_that_died_goes_on_and_ends_with_the_same_result(
+    tmp_path: Path, tools: list[Tool]
+) -> None:
+    tasks = make_tasks(6)
+    settings = SETTINGS.model_copy(update={"prompts": 8})
+    undisturbed = ScriptedEngine(cold_start)
+    _, whole = curate(tmp_path, tasks, tools, settings, engine=undisturbed)
+    turns = 0
+
+    def dying(conversation: list[Message], offered: bool, index: int) -> str:
+        nonlocal turns
+        turns += 1
+        if turns > 70:
+            raise BackendError("the model is gone")
+        return cold_start(conversation, offered, index)
+
+    stat = (tmp_path / "tasks.parquet").stat()
+    out = tmp_path / "resumed"
+    source = tmp_path / "tasks.parquet"
+    first, second = ScriptedEngine(dying), ScriptedEngine(cold_start)
+    with pytest.raises(BackendError, match="the model is gone"):
+        curate_rl(source, source, None, out, settings, 0, engine=first, tools=tools)
+    assert not out.exists()
+    curate_rl(source, source, None, out, settings, 0, engine=second, tools=tools)
+    assert source.stat() == stat
+    assert first.batches[:-1] + second.batches == undisturbed.batches
+    assert read_tasks(out / "curated.parquet") == whole
+
+
+def test_nothing_worth_training_on_is_said_not_published(tmp_path: Path, tools: list[Tool]) -> None:
+    tasks = [task for task in make_tasks(2) if task.question.startswith("wrong")]
+    with pytest.raises(InputError, match=r"no prompt qualifies; dropped: .*rollouts 4 of 4"):
+        curate(tmp_path, tasks, tools, SETTINGS)
+    assert not (tmp_path / "curated").exists()
