@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import random
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
+from toolwise.curation.report import CurationReport, FilterCount
 from toolwise.data import encode_image
 from toolwise.errors import InputError
 from toolwise.evaluation.metrics import RolloutScore, summarise, write_scores
 from toolwise.evaluation.report import build_report, print_report
 from toolwise.evaluation.report.__main__ import main
+from toolwise.evaluation.report.plots import training_curves
 from toolwise.promotion.gate import GatePolicy, decide
 
 ABILITIES = ("math", "perception", "search")
@@ -117,6 +120,14 @@ def picture(number: str, size: int) -> dict:
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def commit() -> Iterator[str]:
+    """Others may commit while the tests run."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TOOLWISE_GIT_COMMIT", "0123abc")
+        yield "0123abc"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files the steps of a run leave behind."""
@@ -132,6 +143,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     policy = GatePolicy(redundant_call_rate_max=0.1, necessary_call_rate_min=0.9)
     decide(policy, by_stage["hdpo"], baseline=by_stage["sft"]).write(root / "decision.json")
+    for step in ("sft", "rl"):
+        curation(step, root / f"curate-{step}")
     draw = random.Random(0)
     (root / "train_log.jsonl").write_text(
         "".join(
@@ -140,9 +153,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "step": step,
                     "accuracy": 0.9 + 0.05 * draw.random(),
                     "tool_call_rate": 0.5 + 0.5 * 0.95**step + 0.05 * draw.random(),
-                    "qualifying_share": 0.5 + 0.1 * draw.random(),
-                    "advantage_accuracy_abs": 0.3 * 0.98**step + 0.05 * draw.random(),
-                    "advantage_efficiency_abs": 0.4 * 0.95**step + 0.05 * draw.random(),
+                    "qualifying/rollouts": 0.5 + 0.1 * draw.random(),
+                    "qualifying/groups": 0.7 + 0.1 * draw.random(),
+                    "advantage/accuracy": 0.3 * 0.98**step + 0.05 * draw.random(),
+                    "advantage/efficiency": 0.4 * 0.95**step + 0.05 * draw.random(),
                 }
             )
             + "\n"
@@ -152,16 +166,53 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def curation(step: str, directory: Path) -> Path:
+    directory.mkdir()
+    CurationReport(
+        step=step,
+        seed=3,
+        settings={},
+        read=400,
+        unreadable=1,
+        waiting=0,
+        not_needed=0,
+        kept={"math": 70, "perception": 80, "search": 60},
+        composition={"tool-using": 203, "tool-free": 7},
+        filters=[
+            FilterCount(
+                name="execution",
+                seen=399,
+                dropped=39,
+                seconds=4.2,
+                reasons={"the code fails": 22, "the result differs": 17},
+                seen_by_ability={"math": 133, "perception": 133, "search": 133},
+                dropped_by_ability={"math": 13, "perception": 20, "search": 6},
+            ),
+            FilterCount(
+                name="needless",
+                seen=360,
+                dropped=150,
+                seconds=9.1,
+                reasons={"solved in all 8 tool-free samples": 150},
+                seen_by_ability={"math": 120, "perception": 113, "search": 127},
+                dropped_by_ability={"math": 50, "perception": 33, "search": 67},
+            ),
+        ],
+    ).write(directory)
+    return directory / "report.json"
+
+
 def build(run: Path, out_dir: Path, **changes) -> Path:
     arguments = {
         "stages": {stage: run / stage for stage in CALL_RATES},
         "decision": run / "decision.json",
         "training_log": run / "train_log.jsonl",
-        "curation_reports": [],
+        "curation_reports": [run / f"curate-{step}" / "report.json" for step in ("sft", "rl")],
         "seconds": {"base-model": 61.2, "train-sft": 83.0, "train-hdpo": 140.7},
         "endpoint": None,
         "seed": 3,
         "out_dir": out_dir,
+        "profile": "demo",
     }
     return build_report(**{**arguments, **changes})
 
@@ -170,6 +221,19 @@ def build(run: Path, out_dir: Path, **changes) -> Path:
 def built(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """report.json of the whole run, with the page beside it."""
     return build(run, tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def bare(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """report.json of a run that only measured its base model."""
+    return build(
+        run,
+        tmp_path_factory.mktemp("bare"),
+        stages={"base": run / "base"},
+        decision=None,
+        training_log=None,
+        curation_reports=[],
+    )
 
 
 class Page(HTMLParser):
@@ -291,7 +355,7 @@ def test_the_pictures_are_svg_and_their_words_are_text(built: Path):
     for words in ("Overall", "Math", "Perception", "Search", "Tool-call rate", "HDPO"):
         assert f">{words}<" in accuracy
     assert ">Items solvable without tools<" in calls
-    for words in ("Accuracy", "Tool-call rate", "Share of rollouts in Q", "Mean |advantage|"):
+    for words in ("Accuracy", "Tool-call rate", "Size of Q", "Mean |advantage|"):
         assert f">{words}<" in training
 
 
@@ -307,6 +371,22 @@ def test_samples_show_the_task_image_the_code_the_crop_and_the_answer(built: Pat
     assert "answered with a tool" in page.text
 
 
+def test_the_page_counts_what_each_filter_dropped_and_why(built: Path):
+    text = " ".join(Page(built).text.split())
+    assert "SFT: 400 read, 210 kept" in text
+    assert "RL: 400 read, 210 kept" in text
+    assert "Execution 399 39 math 13, perception 20, search 6 the code fails 22," in text
+    assert "By kind: tool-using 203, tool-free 7" in text
+    assert "Could not be read: 1." in text
+    assert json.loads(built.read_text())["curation"][0]["filters"][1]["dropped"] == 150
+
+
+def test_the_page_says_how_to_do_the_run_again(built: Path, commit: str):
+    text = Page(built).text
+    assert f"git checkout {commit}" in text
+    assert "make demo SEED=3" in text
+
+
 def test_an_image_that_is_not_inline_is_left_out(run: Path, tmp_path: Path):
     stage = tmp_path / "hdpo"
     stage.mkdir()
@@ -320,9 +400,9 @@ def test_an_image_that_is_not_inline_is_left_out(run: Path, tmp_path: Path):
     assert "https://example.org/" not in "".join(Page(tmp_path / "report.json").all("img", "src"))
 
 
-def test_what_a_run_lacks_is_named_on_the_page(run: Path, tmp_path: Path):
-    build(run, tmp_path, decision=None, training_log=None, seconds={})
-    text = Page(tmp_path / "report.json").text
+def test_what_a_run_lacks_is_named_on_the_page(bare: Path):
+    text = Page(bare).text
+    assert "No two stages were measured, so there is nothing to compare." in text
     assert "No training curves: this run has no HDPO training log." in text
     assert "No decision: this run did not reach the gate." in text
     assert "No endpoint: this run deployed nothing." in text
@@ -352,16 +432,10 @@ def test_the_endpoints_answers_are_on_the_page(run: Path, tmp_path: Path):
         }
     ]
     endpoint = tmp_path / "endpoint.json"
-    endpoint.write_text(json.dumps({"answers": answers}))
+    endpoint.write_text(json.dumps({"url": "http://here/openai/v1", "answers": answers}))
     report = json.loads(build(run, tmp_path, endpoint=endpoint).read_text())
     assert report["endpoint"]["answers"] == answers
     assert "What is 3 + 4?" in Page(tmp_path / "report.json").text
-
-
-def test_a_single_stage_without_training_still_makes_a_report(run: Path, tmp_path: Path):
-    build(run, tmp_path, stages={"base": run / "base"}, training_log=None, decision=None)
-    text = Page(tmp_path / "report.json").text
-    assert "No two stages were measured, so there is nothing to compare." in text
 
 
 def test_a_log_with_other_columns_draws_what_it_knows(run: Path, tmp_path: Path):
@@ -369,9 +443,8 @@ def test_a_log_with_other_columns_draws_what_it_knows(run: Path, tmp_path: Path)
     log.write_text('{"step": 1, "accuracy": 0.5}\n{"step": 2, "loss": 0.1, "note": "x"}\n')
     report = json.loads(build(run, tmp_path, training_log=log).read_text())
     assert report["training"] == {"step": [1, 2], "accuracy": [0.5, None], "loss": [None, 0.1]}
-    log.write_text('{"step": 1, "loss": 0.5}\n')
-    build(run, tmp_path, training_log=log)
-    assert "No training curves" in Page(tmp_path / "report.json").text
+    assert training_curves(report) is not None
+    assert training_curves({"training": {"step": [1], "loss": [0.5]}}) is None
 
 
 @pytest.mark.parametrize(
@@ -415,8 +488,8 @@ def test_the_terminal_shows_every_stage_with_intervals_in_80_columns(built: Path
     assert "284.9" in text, "all seconds together"
 
 
-def test_the_terminal_says_that_the_gate_was_not_reached(run: Path, tmp_path: Path):
-    assert "not reached" in printed(build(run, tmp_path, decision=None))
+def test_the_terminal_says_that_the_gate_was_not_reached(bare: Path):
+    assert "not reached" in printed(bare)
 
 
 def test_a_report_that_is_none_is_refused_by_name(tmp_path: Path):
@@ -429,10 +502,10 @@ def test_a_report_that_is_none_is_refused_by_name(tmp_path: Path):
         printed(tmp_path / "absent.json")
 
 
-def test_the_command_draws_the_picture_and_fills_in_the_readme(
-    run: Path, built: Path, tmp_path: Path
-):
-    reports = [str(built), str(build(run, tmp_path / "other", seed=1))]
+def test_the_command_draws_the_picture_and_fills_in_the_readme(built: Path, tmp_path: Path):
+    other = tmp_path / "report.json"
+    other.write_text(json.dumps({**json.loads(built.read_text()), "seed": 1}))
+    reports = [str(built), str(other)]
     readme, drawn = tmp_path / "README.md", tmp_path / "docs" / "result.svg"
     readme.write_text("# Before\n<!-- results: start -->\nold\n<!-- results: end -->\nAfter\n")
     assert main([*reports, "--picture", str(drawn), "--readme", str(readme)]) == 0

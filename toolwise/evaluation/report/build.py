@@ -121,9 +121,13 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _versions() -> dict[str, str | None]:
+    from toolwise.tracking import (
+        git_commit,  # imports MLflow, which printing a report can do without
+    )
+
     return {
         "toolwise": toolwise.__version__,
-        "commit": None,
+        "commit": git_commit() or None,
         "python": platform.python_version(),
         **{name: _version(name) for name in _PACKAGES},
     }

@@ -54,7 +54,7 @@ def accuracy_against_calls(report: Report, modes: Sequence[str] = ("greedy",)) -
             axes.set_xlim(-0.06, 1.06)
             axes.set_ylim(-0.06, 1.06)
             _percent(axes)
-            axes.set_title(ability.capitalize(), loc="left", fontweight="bold")
+            _title(axes, ability.capitalize())
             axes.set_xlabel("Tool-call rate")
         row[0].set_ylabel(
             f"Accuracy\n({MODE_LABELS[mode].lower()})" if len(modes) > 1 else "Accuracy"
@@ -99,7 +99,7 @@ def calls_by_need(report: Report) -> bytes:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(-0.03, 1.03)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_title(title, loc="left", fontweight="bold")
+        _title(axes, title)
         axes.set_xlabel("Answers with at least one tool call")
     rows[0][1].tick_params(labelleft=False)
     sampled = Line2D(
@@ -148,7 +148,7 @@ def training_curves(report: Report) -> bytes | None:
                 linestyle=("-", "--", "-.", ":")[index % 4],
                 label=name,
             )
-        axes.set_title(title, loc="left", fontweight="bold")
+        _title(axes, title)
         axes.set_xlabel("HDPO step")
         axes.set_ylim(bottom=0)
         if len(curves) > 1:
@@ -157,21 +157,12 @@ def training_curves(report: Report) -> bytes | None:
 
 
 TRAINING_PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    ("Accuracy", (("accuracy", "accuracy"),)),
-    (
-        "Tool-call rate",
-        (
-            ("tool_call_rate", "all prompts"),
-            ("tool_call_rate_correct", "right answers"),
-        ),
-    ),
-    ("Share of rollouts in Q", (("qualifying_share", "in Q"),)),
+    ("Accuracy", (("accuracy", "right rollouts"),)),
+    ("Tool-call rate", (("tool_call_rate", "rollouts with a call"),)),
+    ("Size of Q", (("qualifying/rollouts", "of all rollouts"), ("qualifying/groups", "of groups"))),
     (
         "Mean |advantage|",
-        (
-            ("advantage_accuracy_abs", "accuracy"),
-            ("advantage_efficiency_abs", "efficiency"),
-        ),
+        (("advantage/accuracy", "accuracy"), ("advantage/efficiency", "efficiency")),
     ),
 )
 """What is drawn of the training log: panel title, then (column, label) of each curve."""
@@ -270,17 +261,19 @@ def _style() -> dict[RcKeyType, Any]:
     return {
         "font.family": _FONT,
         "font.size": 9,
-        "axes.titlesize": 10,
         "axes.facecolor": BACKGROUND,
         "axes.edgecolor": MUTED,
         "axes.labelcolor": MUTED,
-        "axes.titlecolor": INK,
         "xtick.color": MUTED,
         "ytick.color": MUTED,
         "ytick.labelcolor": INK,
         "grid.color": GRID,
         "figure.facecolor": BACKGROUND,
     }
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK)
 
 
 def _percent(axes: Axes) -> None:
