@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from toolwise.tools.base import ToolError, ToolResult
-from toolwise.tools.sandbox import SandboxLimits, SandboxSession, open_sandbox
+from toolwise.tools.sandbox import DEFAULT_LIMITS, SandboxLimits, SandboxSession, open_sandbox
 
 PYTHON_SCHEMA: dict[str, Any] = {
     "type": "function",
@@ -38,9 +38,10 @@ class PythonTool:
         isolation: lowest isolation accepted, `none`, `bubblewrap` or `gvisor`.
         workers: sandboxes kept warm on this machine.
         limits: bounds on a session.
+        url: a sandbox server to use instead of this machine.
 
     Raises:
-        InputError: no such isolation.
+        InputError: no such isolation, or `gvisor` without a server.
         BackendError: this isolation can't be had here.
     """
 
@@ -51,9 +52,10 @@ class PythonTool:
         self,
         isolation: str = "bubblewrap",
         workers: int = 2,
-        limits: SandboxLimits = SandboxLimits(),
+        limits: SandboxLimits = DEFAULT_LIMITS,
+        url: str | None = None,
     ) -> None:
-        self._sandbox = open_sandbox(isolation, workers, limits)
+        self._sandbox = open_sandbox(isolation, workers, limits, url)
         self._threads = ThreadPoolExecutor(
             self._sandbox.concurrency, thread_name_prefix="python-tool"
         )

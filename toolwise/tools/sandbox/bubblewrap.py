@@ -12,10 +12,16 @@ from toolwise.errors import BackendError
 
 INSIDE = Path(__file__).parent / "inside"
 PACKAGES = {"PIL": "pillow.libs", "numpy": "numpy.libs"}
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+"""No terminals and no shared memory: sessions could meet there."""
+LINKER = ("/etc/ld.so.cache", "/etc/alternatives")
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "MALLOC_MMAP_THRESHOLD_": "67108864",
+    "MALLOC_TRIM_THRESHOLD_": "67108864",
+    "MALLOC_TOP_PAD_": "1048576",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
@@ -57,9 +63,9 @@ def command() -> list[str]:
         *prefix_binds,
         *_packages(),
         *("--ro-bind", str(INSIDE), "/opt/toolwise/inside"),
-        *("--proc", "/proc", "--dev", "/dev"),
-        *("--remount-ro", "/", "--remount-ro", "/dev"),
-        *("--chdir", "/"),
+        *("--proc", "/proc", "--dir", "/dev"),
+        *(part for device in DEVICES for part in ("--dev-bind", device, device)),
+        *("--remount-ro", "/", "--chdir", "/"),
         python,
     ]
 
@@ -82,11 +88,13 @@ def _environment() -> list[str]:
 def _system_folders() -> list[str]:
     """/usr, and beside it what a merged /usr has links for."""
     arguments = ["--ro-bind", "/usr", "/usr"]
-    for folder in sorted(Path("/").glob("lib*")) + [Path("/bin")]:
+    for folder in [*sorted(Path("/").glob("lib*")), Path("/bin")]:
         if folder.is_symlink():
             arguments += ["--symlink", str(folder.readlink()), str(folder)]
         elif folder.is_dir():
             arguments += ["--ro-bind", str(folder), str(folder)]
+    for path in LINKER:
+        arguments += ["--ro-bind-try", path, path]
     return arguments
 
 

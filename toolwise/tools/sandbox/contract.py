@@ -46,6 +46,9 @@ class SandboxLimits:
     pixels: int = 4_000_000
 
 
+DEFAULT_LIMITS = SandboxLimits()
+
+
 class SandboxSession(Protocol):
     """Variables and files of one trajectory. Blocks: for threads, not for the event loop."""
 
@@ -54,7 +57,7 @@ class SandboxSession(Protocol):
         ...
 
     def close(self) -> None:
-        """End the session and what it started; safe to call twice, and during a call."""
+        """End the session and what it started, at once; safe to call twice, and during a call."""
         ...
 
 

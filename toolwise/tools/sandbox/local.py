@@ -24,7 +24,7 @@ from toolwise.errors import BackendError, InputError
 from toolwise.tools.base import ToolResult
 from toolwise.tools.output import plain_text
 from toolwise.tools.sandbox import bubblewrap
-from toolwise.tools.sandbox.contract import Isolation, SandboxLimits
+from toolwise.tools.sandbox.contract import DEFAULT_LIMITS, Isolation, SandboxLimits
 from toolwise.tools.sandbox.inside import wire
 
 START_SECONDS = 60.0
@@ -55,7 +55,7 @@ class LocalSandbox:
         self,
         isolation: Isolation = Isolation.BUBBLEWRAP,
         workers: int = 2,
-        limits: SandboxLimits = SandboxLimits(),
+        limits: SandboxLimits = DEFAULT_LIMITS,
     ) -> None:
         self.isolation = isolation
         self.concurrency = workers * CALLS_PER_WORKER

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import resource
+import signal
 import struct
-from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+PYTHON = ctypes.PyDLL(None, use_errno=True)
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
 ANY_NAMESPACE = CLONE_NEWNS | CLONE_NEWUSER | CLONE_NEWPID | 0x4E000000  # cgroup, uts, ipc, net
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 4, 22, 24
-PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
-LAST_CAPABILITY = 63
+CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID = 0x01000000, 0x00200000
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_GET_TID_ADDRESS = 4, 22, 38, 40
 USER = 1000
 UNPRIVILEGED = 64123
 """What uid 0 becomes before it runs anything: RLIMIT_NPROC does not bind root."""
@@ -82,31 +83,45 @@ def become_unprivileged() -> None:
         _checked("prctl", LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))  # /proc/self is ours again
 
 
-def adopt_orphans() -> None:
-    """Make this process the parent of descendants whose own parent ends."""
-    _checked("prctl", LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+def fork_into_namespaces() -> int:
+    """`os.fork()`, with new user, mount and pid namespaces for the child, who is pid 1 there.
+
+    A fork of its own for the pid namespace, which `unshare` would need, costs as much again.
+    """
+    thread_id = ctypes.c_void_p()
+    LIBC.prctl(PR_GET_TID_ADDRESS, ctypes.byref(thread_id), 0, 0, 0)  # where libc keeps it
+    flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | signal.SIGCHLD
+    if thread_id.value:
+        flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID
+    PYTHON.PyOS_BeforeFork()
+    # Two places for one address: x86_64 and aarch64 differ in the order of the last two.
+    pid = PYTHON.syscall(CLONE[_column()], flags, None, None, thread_id, thread_id)
+    if pid == 0:
+        PYTHON.PyOS_AfterFork_Child()
+    else:
+        PYTHON.PyOS_AfterFork_Parent()
+    _checked("clone", 0 if pid >= 0 else -1)
+    return pid
 
 
-def enter_namespaces(disk_mb: int) -> None:
-    """New user, mount and (for children) pid namespaces; an empty /tmp, and no /proc."""
-    uid, gid = os.getuid(), os.getgid()
-    _checked("unshare", LIBC.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID))
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{USER} {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"{USER} {gid} 1")
+def settle(uid: int, gid: int, disk_mb: int) -> None:
+    """In the new namespaces: be user 1000 (outside: `uid`), with an empty /tmp and no /proc."""
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{USER} {uid} 1")
+    _write("/proc/self/gid_map", f"{USER} {gid} 1")
     _tmpfs("/tmp", MS_NOSUID | MS_NODEV, f"mode=700,nr_inodes=4096,size={disk_mb}m")
     _tmpfs("/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, "mode=555,size=4k")
+    os.chdir("/tmp")
 
 
 def drop_powers() -> None:
     """No capabilities, none to be gained, and no way to the syscalls of `FORBIDDEN`."""
-    for capability in range(LAST_CAPABILITY + 1):
-        if LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            break  # past the last one this kernel knows
     header = struct.pack("=Ii", 0x20080522, 0)
     _checked("capset", LIBC.capset(header, bytes(24)))
     _checked("prctl", LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    _forbid_syscalls()
+    code = syscall_filter()
+    program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(code))
+    _checked("seccomp", LIBC.prctl(PR_SET_SECCOMP, 2, program, 0, 0))
 
 
 def limit_resources(memory_mb: int, file_mb: int, processes: int | None) -> None:
@@ -125,7 +140,13 @@ def limit_resources(memory_mb: int, file_mb: int, processes: int | None) -> None
 
 def first_to_be_killed() -> None:
     """Should the machine run out of memory, the kernel takes this process before any other."""
-    Path("/proc/self/oom_score_adj").write_text("1000")
+    _write("/proc/self/oom_score_adj", "1000")
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    os.write(descriptor, text.encode())
+    os.close(descriptor)
 
 
 def _tmpfs(where: str, flags: int, options: str) -> None:
@@ -133,8 +154,9 @@ def _tmpfs(where: str, flags: int, options: str) -> None:
     _checked(f"mount tmpfs on {where}", result)
 
 
-def _forbid_syscalls() -> None:
-    """Install a seccomp filter: a classic BPF program, 8 bytes an instruction."""
+@functools.cache
+def syscall_filter() -> ctypes.Array[ctypes.c_char]:
+    """The seccomp filter: a classic BPF program, 8 bytes an instruction."""
     audit, column = ARCHITECTURES[platform.machine()]
     load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill, errno = 0x7FFF0000, 0x80000000, 0x00050000
@@ -161,9 +183,12 @@ def _forbid_syscalls() -> None:
     for number in numbers:
         program += [op(equal, number, 0, 1), op(ret, errno | EPERM)]
     program.append(op(ret, allow))
-    code = ctypes.create_string_buffer(b"".join(program))
-    filter_ = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
-    _checked("seccomp", LIBC.prctl(PR_SET_SECCOMP, 2, filter_, 0, 0))
+    code = b"".join(program)
+    return ctypes.create_string_buffer(code, len(code))
+
+
+def _column() -> int:
+    return ARCHITECTURES[platform.machine()][1]
 
 
 def _checked(what: str, result: int) -> None:

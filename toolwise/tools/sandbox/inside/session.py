@@ -33,11 +33,11 @@ def serve(sock: socket.socket, limits: dict[str, Any]) -> None:
         except EOFError:
             return
         if variables is None:
-            try:
-                images = [decoded(blob) for blob in blobs]
-            except Exception as error:
-                wire.send(sock, {"call": request["call"], "bad_image": f"{error}"})
-                continue
+            images = [
+                Image.frombytes("RGB", size, pixels)
+                for size, pixels in zip(request["sizes"], blobs, strict=True)
+            ]
+            blobs.clear()
             variables = {
                 "__name__": "__main__",
                 "Image": Image,
@@ -55,13 +55,8 @@ def serve(sock: socket.socket, limits: dict[str, Any]) -> None:
         if me == 1:
             end_leftovers()
         reply = {"call": request["call"], "text": printed.text(), "error": error}
-        sizes = [image.size for image in screen.shown]
-        wire.send(sock, {**reply, "sizes": sizes}, [image.tobytes() for image in screen.shown])
-
-
-def decoded(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.convert("RGB")
+        sizes = [size for size, _ in screen.shown]
+        wire.send(sock, {**reply, "sizes": sizes}, [pixels for _, pixels in screen.shown])
 
 
 def run(code: str, name: str, variables: dict[str, Any], printed: io.TextIOBase) -> str | None:
@@ -70,6 +65,8 @@ def run(code: str, name: str, variables: dict[str, Any], printed: io.TextIOBase)
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             exec(compile(code, name, "exec"), variables)
+    except MemoryError:
+        return "MemoryError: the code needs more memory than it may have"
     except SystemExit as stop:
         return None if stop.code in (None, 0) else f"SystemExit: {stop.code}"
     except BaseException as error:
@@ -126,7 +123,7 @@ class Screen:
     """What the model looks at: images handed to `show` during one call."""
 
     def __init__(self, most: int, pixels: int) -> None:
-        self.shown: list[Image.Image] = []
+        self.shown: list[tuple[tuple[int, int], bytes]] = []
         self._most = most
         self._pixels = pixels
 
@@ -140,4 +137,4 @@ class Screen:
                 f"an image of {image.width}x{image.height} can't be shown: it must have between 1 "
                 f"and {self._pixels} pixels; resize it first"
             )
-        self.shown.append(image.convert("RGB") if image.mode != "RGB" else image.copy())
+        self.shown.append((image.size, image.convert("RGB").tobytes()))

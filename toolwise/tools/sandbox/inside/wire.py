@@ -19,12 +19,14 @@ class WireError(Exception):
 def send(sock: socket.socket, header: dict[str, Any], blobs: Sequence[bytes] = ()) -> None:
     """Write one frame; `blobs` follow the header, their lengths stand in it."""
     data = json.dumps({**header, "blobs": [len(blob) for blob in blobs]}).encode()
-    sock.sendall(b"".join([LENGTH.pack(len(data)), data, *blobs]))
+    sock.sendall(LENGTH.pack(len(data)) + data)
+    for blob in blobs:
+        sock.sendall(blob)
 
 
 def receive(
     sock: socket.socket, max_header: int, max_blobs: int, deadline: float | None = None
-) -> tuple[dict[str, Any], list[bytes]]:
+) -> tuple[dict[str, Any], list[bytearray]]:
     """Read one frame.
 
     Args:
@@ -48,7 +50,7 @@ def receive(
         raise WireError(f"not a frame header: {error}") from None
     if any(size < 0 for size in lengths) or sum(lengths) > max_blobs:
         raise WireError(f"{sum(lengths)} bytes of attachments, at most {max_blobs} are taken")
-    return header, [bytes(_exactly(sock, size, deadline)) for size in lengths]
+    return header, [_exactly(sock, size, deadline) for size in lengths]
 
 
 def _exactly(sock: socket.socket, size: int, deadline: float | None) -> bytearray:
