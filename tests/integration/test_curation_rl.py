@@ -1,8 +1,9 @@
 """Curation of prompts: real sandbox, a scripted cold-start model."""
 
+import asyncio
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ def cold_start(conversation: list[Message], tools: bool, index: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def tools() -> list[Tool]:
-    return [PythonTool()]
+def tools() -> Iterator[list[Tool]]:
+    python = PythonTool()
+    yield [python]
+    asyncio.run(python.aclose())
 
 
 def curate(

@@ -1,0 +1,223 @@
+"""The judge behind an OpenAI-compatible endpoint, over real HTTP."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scripted_engine import ScriptedEngine
+
+from toolwise import retry
+from toolwise.agent import tool_message, user_message
+from toolwise.curation.judge import GIVE_UP_AFTER, JudgePanel, JudgeSettings, LlmJudge
+from toolwise.curation.rl import RlCurationSettings, curate_rl
+from toolwise.curation.sft import SftCurationSettings, curate_sft
+from toolwise.curation.verdicts import Verdict
+from toolwise.data import Message, Task, Trajectory, encode_image
+from toolwise.data.parquet import read_tasks, read_trajectories, write_tasks, write_trajectories
+from toolwise.errors import BackendError
+from toolwise.tools import ToolResult
+
+Reply = tuple[int, str]
+KEEP = json.dumps({"reason": "needed", "keep": True})
+DROP = json.dumps({"reason": "for show", "keep": False})
+
+
+class JudgeServer:
+    """Answers as `answer` says, given the request body and how often this body has come before."""
+
+    def __init__(self, answer: Callable[[dict[str, Any], int], Reply]) -> None:
+        self.answer = answer
+        self.requests: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        judge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                before = judge.requests.count(body)
+                judge.requests.append(body)
+                judge.paths.append(self.path)
+                status, text = judge.answer(body, before)
+                message = {"role": "assistant", "content": text}
+                reply = {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": "judge",
+                    "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+                }
+                sent = json.dumps(reply if status == 200 else {"error": {"message": text}}).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(sent)))
+                self.end_headers()
+                self.wfile.write(sent)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    def settings(self, **options: Any) -> JudgeSettings:
+        url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        return JudgeSettings(base_url=url, model="judge", **options)
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_WAIT", 0.02)
+    server = JudgeServer(lambda body, before: (200, KEEP))
+    yield server
+    server.stop()
+
+
+def text_of(body: dict[str, Any]) -> str:
+    return "\n".join(p["text"] for p in body["messages"][1]["content"] if p["type"] == "text")
+
+
+PICTURE = encode_image(Image.new("RGB", (8, 8), "red"))
+
+
+def sum_of(number: int) -> Trajectory:
+    task = Task(f"sum-{number}", "test", "math", f"What is {number}+1?", (str(number + 1),))
+    call = {
+        "id": "call_0",
+        "type": "function",
+        "function": {"name": "python", "arguments": {"code": f"print({number}+1)"}},
+    }
+    return Trajectory(
+        task,
+        (
+            user_message(task),
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            tool_message("call_0", ToolResult(str(number + 1))),
+            {"role": "assistant", "content": f"<answer>{number + 1}</answer>"},
+        ),
+    )
+
+
+def test_the_judge_sees_everything_and_its_verdict_is_read(judge: JudgeServer) -> None:
+    task = Task("t", "test", "perception", "Which colour?", ("red",), images=(PICTURE, b"broken"))
+    messages: tuple[Message, ...] = (user_message(task), *sum_of(41).messages[1:])
+    asked = LlmJudge(judge.settings())
+    assert asked.trajectory(Trajectory(task, messages)) == Verdict(True)
+    body = judge.requests[0]
+    text = text_of(body)
+    for part in (
+        "Which colour?",
+        '["red"]',
+        "print(41+1)",
+        "<answer>42</answer>",
+        "cannot be read",
+    ):
+        assert part in text
+    images = [p for p in body["messages"][1]["content"] if p["type"] == "image_url"]
+    assert [p["image_url"]["url"][:22] for p in images] == ["data:image/png;base64,"]
+    assert "for show" in body["messages"][0]["content"]
+    assert body["response_format"]["json_schema"]["schema"]["required"] == ["reason", "keep"]
+    assert judge.paths == ["/v1/chat/completions"]
+
+    judge.answer = lambda body, before: (200, DROP)
+    assert asked.trajectory(sum_of(41)) == Verdict(False, "judge: for show")
+
+
+def test_faults_are_retried_and_never_become_a_verdict(judge: JudgeServer) -> None:
+    asked = LlmJudge(judge.settings())
+    faults = [(500, "busy"), (429, "slow down"), (200, "I think so"), (200, '{"keep": "yes"}')]
+    judge.answer = lambda body, before: faults[before] if before < len(faults) else (200, KEEP)
+    assert asked.trajectory(sum_of(1)).keep
+    assert len(judge.requests) == 5
+
+    judge.answer = lambda body, before: (200, "never JSON")
+    with pytest.raises(BackendError, match=rf"127.*failed {retry.ATTEMPTS} times"):
+        asked.trajectory(sum_of(2))
+
+    judge.answer = lambda body, before: (401, "who are you")
+    before = len(judge.requests)
+    with pytest.raises(BackendError, match="who are you"):
+        asked.trajectory(sum_of(3))
+    assert len(judge.requests) == before + 1
+
+
+def test_a_judge_that_is_gone_is_not_asked_for_ever(judge: JudgeServer) -> None:
+    judge.answer = lambda body, before: (401, "gone")
+    panel = JudgePanel(LlmJudge(judge.settings()).trajectory, judge.settings(concurrency=1))
+    assert asyncio.run(panel.decide({n: sum_of(n) for n in range(50)})) == {}
+    assert len(judge.requests) == GIVE_UP_AFTER
+    with pytest.raises(BackendError, match=r"50 rows wait for the judge.*gone"):
+        panel.settle(range(50))
+
+
+def wrong(conversation: list[Message], tools: bool, index: int) -> str:
+    return "<answer>?</answer>"
+
+
+def test_rows_the_judge_failed_on_wait_and_only_they_are_asked_again(
+    judge: JudgeServer, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "raw.parquet", tmp_path / "curated"
+    write_trajectories(source, [sum_of(n) for n in range(1, 7)])
+
+    def broken_for_four(body: dict[str, Any], before: int) -> Reply:
+        text = text_of(body)
+        if "What is 4+1?" in text:
+            return 500, "overloaded"
+        return 200, DROP if "What is 2+1?" in text else KEEP
+
+    def curate(max_waiting: int, engine: ScriptedEngine) -> Any:
+        settings = SftCurationSettings(judge=judge.settings(max_waiting=max_waiting))
+        return curate_sft(source, source, None, out, settings, 0, engine=engine)
+
+    judge.answer = broken_for_four
+    with pytest.raises(BackendError, match=r"1 rows wait for the judge.*overloaded"):
+        curate(0, ScriptedEngine(wrong))
+    assert not out.exists()
+
+    judge.requests.clear()
+    again = ScriptedEngine(wrong)
+    report = curate(1, again)
+    assert again.batches == []
+    assert {text_of(body).splitlines()[0] for body in judge.requests} == {"Question: What is 4+1?"}
+    assert report.waiting == 1
+    assert "1 rows wait for the judge" in (out / "report.md").read_text()
+    waiting = read_trajectories(out / "waiting.parquet")
+    assert [t.task.id for t in waiting] == ["sum-4"]
+    rejected = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert [(row["id"], row["reason"]) for row in rejected] == [
+        ("sum-2", "strategic-use: judge: for show")
+    ]
+    kept = [t.task.id for t in read_trajectories(out / "curated.parquet")]
+    assert kept == ["sum-1", "sum-3", "sum-5", "sum-6"]
+
+
+def test_the_judge_finds_ambiguous_questions(judge: JudgeServer, tmp_path: Path) -> None:
+    source, out = tmp_path / "tasks.parquet", tmp_path / "curated"
+    write_tasks(source, [sum_of(n).task for n in range(1, 5)])
+    judge.answer = lambda body, before: (200, DROP if "What is 2+1?" in text_of(body) else KEEP)
+
+    def half_right(conversation: list[Message], tools: bool, index: int) -> str:
+        question = conversation[0]["content"][-1]["text"]
+        number = int(question.removeprefix("What is ").removesuffix("+1?"))
+        return f"<answer>{number + index % 2}</answer>"
+
+    settings = RlCurationSettings(generations=2, judge=judge.settings())
+    engine = ScriptedEngine(half_right)
+    report = curate_rl(source, source, None, out, settings, 0, engine=engine, tools=[])
+    assert [t.id for t in read_tasks(out / "curated.parquet")] == ["sum-1", "sum-3", "sum-4"]
+    assert [(f.name, f.dropped) for f in report.filters][2:] == [("ambiguity", 1), ("rollouts", 0)]
+    assert "one right answer" in judge.requests[0]["messages"][0]["content"]
