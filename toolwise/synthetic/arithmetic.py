@@ -1,4 +1,4 @@
-"""Math: one-digit sums and products a model does in its head, and larger ones it cannot."""
+"""Math: one-digit sums a model does in its head, and arithmetic it cannot."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ PHRASINGS = ("What is {}?", "Compute {}.", "How much is {}?")
 
 
 def easy_expressions() -> list[str]:
-    """Every sum and product of two one-digit numbers."""
-    return [f"{a}{sign}{b}" for sign in "+*" for a in range(10) for b in range(10)]
+    """Every sum of two one-digit numbers."""
+    return [f"{a}+{b}" for a in range(10) for b in range(10)]
 
 
 def hard_expression(rng: np.random.Generator) -> str:

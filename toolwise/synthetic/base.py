@@ -8,14 +8,13 @@ strings and reads a value off a passage, which is what using a tool's result wil
 from __future__ import annotations
 
 import io
-import math
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch.utils.data import DataLoader, IterableDataset
 
 from toolwise.agent.rendering import Renderer
@@ -27,31 +26,25 @@ from toolwise.synthetic.digits import ScanSplit
 from toolwise.synthetic.environment import PHRASES
 from toolwise.synthetic.model import build_model, build_processor
 from toolwise.synthetic.perception import Size
+from toolwise.synthetic.settings import BaseStageSettings
 from toolwise.tools.python import PYTHON_SCHEMA
 from toolwise.tools.text_search import TEXT_SEARCH_SCHEMA
 from toolwise.training.batching import IGNORED, collate
 
-
-class BaseStageSettings(BaseModel):
-    """How the base model is taught."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: PositiveInt = 700
-    batch_size: PositiveInt = 40
-    learning_rate: PositiveFloat = 2e-3
-
-
-# Lesson and its share of each batch.
-_LESSONS = (
-    ("page", 0.30),
-    ("sign", 0.25),
-    ("where", 0.11),
-    ("math", 0.12),
-    ("fact", 0.08),
-    ("repeat", 0.07),
-    ("passage", 0.07),
-)
+# Each lesson's share of a batch, first and once reading has been learnt: finding a sign is a lesson
+# that starts late and then needs many examples at once.
+_LESSONS = {
+    #           early, late
+    "page": (0.30, 0.10),
+    "sign": (0.26, 0.26),
+    "where": (0.00, 0.30),
+    "math": (0.18, 0.11),
+    "fact": (0.14, 0.09),
+    "repeat": (0.08, 0.07),
+    "passage": (0.04, 0.07),
+}
+EARLY = 0.4
+"""Share of the steps that come early."""
 
 
 def train_base(
@@ -70,7 +63,7 @@ def train_base(
     torch.manual_seed(seed)
     processor = build_processor([PYTHON_SCHEMA, TEXT_SEARCH_SCHEMA], PHRASES)
     model = build_model(processor.tokenizer, seed=seed).train()
-    lessons = _Lessons(Renderer(processor), settings.batch_size, seed)
+    lessons = _Lessons(Renderer(processor), settings, seed)
     # One worker draws and renders on the second core while the model trains on the first.
     stream = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4))
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -81,7 +74,7 @@ def train_base(
         betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: _warm_cosine(step, settings.steps)
+        optimiser, lambda step: _warm_hold_decay(step, settings.steps)
     )
     for step in range(settings.steps):
         batches = next(stream)
@@ -108,26 +101,26 @@ def train_base(
         processor.save_pretrained(folder)
 
 
-def _warm_cosine(step: int, steps: int, warm_up: int = 50) -> float:
-    """Linear warm-up, then a cosine down to 1% of the learning rate."""
-    return min(1.0, (step + 1) / warm_up) * (
-        0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
+def _warm_hold_decay(step: int, steps: int, warm_up: int = 50, hold: float = 0.65) -> float:
+    """Linear warm-up, then the full learning rate, then a linear fall to 1% of it."""
+    fall = max(0.0, step / steps - hold) / (1 - hold)
+    return min(1.0, (step + 1) / warm_up) * (1 - 0.99 * fall)
 
 
 class _Lessons(IterableDataset[list[dict[str, torch.Tensor]]]):
     """An endless stream of batches, each in two parts, with and without images (less padding)."""
 
-    def __init__(self, renderer: Renderer, batch_size: int, seed: int) -> None:
+    def __init__(self, renderer: Renderer, settings: BaseStageSettings, seed: int) -> None:
         self._renderer = renderer
-        self._batch_size = batch_size
+        self._settings = settings
         self._rng = np.random.default_rng([seed, 48])
 
     def __iter__(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         torch.set_num_threads(1)
-        names, shares = zip(*_LESSONS, strict=True)
-        while True:
-            drawn = self._rng.choice(names, size=self._batch_size, p=shares)
+        for step in itertools.count():
+            late = step >= EARLY * self._settings.steps
+            shares = [pair[late] for pair in _LESSONS.values()]
+            drawn = self._rng.choice(list(_LESSONS), size=self._settings.batch_size, p=shares)
             conversations = [self._renderer.conversation(self._lesson(str(n))) for n in drawn]
             parts = (
                 [c for c in conversations if c.images],
@@ -147,7 +140,7 @@ class _Lessons(IterableDataset[list[dict[str, torch.Tensor]]]):
                 image = scene.image.crop(scene.box)
                 return _ask(perception.QUESTION, scene.number, image)
             case "where":
-                size = list(Size)[int(rng.choice(3, p=(0.1, 0.2, 0.7)))]
+                size = list(Size)[int(rng.choice(3, p=(0.1, 0.3, 0.6)))]
                 scene = perception.draw_scene(size, ScanSplit.TRAIN, rng)
                 box = ", ".join(map(str, scene.box))
                 return _ask(perception.WHERE_QUESTION, box, scene.image)
@@ -159,11 +152,13 @@ class _Lessons(IterableDataset[list[dict[str, torch.Tensor]]]):
                 task = facts.search_task("", fact, rng)
                 return _ask(task.question, task.answer[0])
             case "repeat":
-                text = (
-                    arithmetic.hard_expression(rng)
-                    if rng.random() < 0.5
-                    else facts.changing_fact(rng).query
+                still = facts.STILL[int(rng.integers(len(facts.STILL)))]
+                texts = (
+                    arithmetic.hard_expression(rng),
+                    facts.changing_fact(rng).query,
+                    still.query,
                 )
+                text = texts[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
                 return _ask(f"Repeat: {text}", text)
             case _:
                 fact = facts.changing_fact(rng)

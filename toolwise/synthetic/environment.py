@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from toolwise.data import Task, Trajectory
 from toolwise.data.parquet import write_tasks, write_trajectories
@@ -20,6 +19,7 @@ from toolwise.synthetic import arithmetic, facts, perception
 from toolwise.synthetic.digits import ScanSplit
 from toolwise.synthetic.facts import Fact
 from toolwise.synthetic.perception import Size
+from toolwise.synthetic.settings import SignboardSettings
 from toolwise.synthetic.trajectories import Flaw, direct, flawed, with_tool, without_tools
 
 ABILITIES = ("perception", "math", "search")
@@ -61,18 +61,6 @@ PHRASES = (
 """Wordings of this environment that the tiny tokenizer keeps whole."""
 
 
-class SignboardSettings(BaseModel):
-    """How much of the environment to make."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    trajectories: PositiveInt = 2400
-    """Raw supervised trajectories, replay under prompts without tools included."""
-    rl_tasks: PositiveInt = 960
-    benchmark_items: PositiveInt = 660
-    corpus_distractors: PositiveInt = 200
-
-
 @dataclass(frozen=True, slots=True)
 class Environment:
     """One seed's tasks, trajectories and search corpus."""
@@ -85,10 +73,10 @@ class Environment:
 
 # Shares of the raw trajectories: (share, needs a tool, how it is written).
 _RAW_MIX = (
-    (0.46, True, "with_tool"),
-    (0.20, False, "with_tool"),
+    (0.34, True, "with_tool"),
+    (0.34, False, "with_tool"),
     (0.10, None, "flawed"),
-    (0.06, False, "direct"),
+    (0.04, False, "direct"),
     (0.18, False, "without_tools"),
 )
 

@@ -1,8 +1,8 @@
 """Perception: read the number on a sign, which may be large, borderline, or a tiny detail.
 
-A 288×288 scene is shown to the model as a 48×48 view. A sign stands somewhere in one cell of the
-scene and is as large in its cell's view as a large one is in the scene's: a large sign, with 16
-pixels a digit, can be read at once, a detail, with four, only after `python` has cropped its cell.
+A 288×288 scene is shown to the model as a 48×48 view. A large sign, with about 14 pixels a digit,
+can be read there at once. A detail, with three or four, stands in one cell of a 3×3 grid and can be
+read only after `python` has cropped that cell, which the view then enlarges three times.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Size(StrEnum):
     DETAIL = "detail"
 
 
-CELL = {Size.LARGE: SCENE, Size.BORDERLINE: SCENE // 2, Size.DETAIL: SCENE // 4}
-"""Side of the cell a sign stands in, in scene pixels."""
-UNITS = 3
-"""A digit is written in a square of a third of its cell's side."""
+CELL = {Size.LARGE: SCENE, Size.BORDERLINE: SCENE // 3, Size.DETAIL: SCENE // 3}
+"""Side of the cell a sign stands in, in scene pixels; a digit stands in a third of that."""
+FILL = {Size.LARGE: (0.82, 0.96), Size.BORDERLINE: (0.82, 0.96), Size.DETAIL: (0.58, 0.72)}
+"""Height of a digit as a share of its third, from and up to."""
 
 QUESTION = "What number is on the sign?"
 PAGE_QUESTION = "Read the page."
@@ -55,11 +55,10 @@ def draw_scene(size: Size, split: ScanSplit, rng: np.random.Generator) -> Scene:
     cell = CELL[size]
     column, row = map(int, rng.integers(0, SCENE // cell, 2))
     box = (column * cell, row * cell, (column + 1) * cell, (row + 1) * cell)
-    unit = cell // UNITS
-    left = box[0] + unit * int(rng.integers(0, UNITS - 1))
-    top = box[1] + unit * int(rng.integers(0, UNITS))
+    left = box[0] + cell // 3 * int(rng.integers(0, 2))
+    top = box[1] + cell // 3 * int(rng.integers(0, 3))
     image = _wall(rng)
-    _write(image, [number], (left, top), unit, split, rng)
+    _write(image, [number], (left, top), size, split, rng)
     return Scene(image, number, size, box)
 
 
@@ -67,7 +66,7 @@ def draw_page(split: ScanSplit, rng: np.random.Generator) -> Scene:
     """A page of three numbers of three digits, as large as a large sign's (base stage only)."""
     rows = ["".join(map(str, rng.integers(0, 10, 3))) for _ in range(3)]
     image = _wall(rng)
-    _write(image, rows, (0, 0), SCENE // UNITS, split, rng)
+    _write(image, rows, (0, 0), Size.LARGE, split, rng)
     return Scene(image, " ".join(rows), Size.LARGE, (0, 0, SCENE, SCENE))
 
 
@@ -79,21 +78,22 @@ def _write(
     image: Image.Image,
     rows: list[str],
     corner: tuple[int, int],
-    unit: int,
+    size: Size,
     split: ScanSplit,
     rng: np.random.Generator,
 ) -> None:
     """Put up a sign with these rows of digits, one unit square a digit, slightly out of place."""
     paper, ink = (tuple(map(int, rng.integers(*span, 3))) for span in ((185, 256), (0, 70)))
+    unit = CELL[size] // 3
     slack = unit // 16
     left, top = (at + int(rng.integers(-slack, slack + 1)) for at in corner)
     right, bottom = left + unit * len(rows[0]), top + unit * len(rows)
     ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), paper)
     for row, digits in enumerate(rows):
         for column, digit in enumerate(digits):
-            size = int(rng.integers(round(0.82 * unit), round(0.96 * unit) + 1))
-            margin = (unit - size) // 2
-            mask = draw_digit(int(digit), size, split, rng)
+            side = round(unit * rng.uniform(*FILL[size]))
+            margin = (unit - side) // 2
+            mask = draw_digit(int(digit), side, split, rng)
             at = (left + column * unit + margin, top + row * unit + margin)
             image.paste(ink, at, mask)
 

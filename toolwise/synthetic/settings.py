@@ -1,0 +1,27 @@
+"""Settings of the built-in environment and model, apart from the code: profiles load fast."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+
+
+class SignboardSettings(BaseModel):
+    """How much of the environment to make."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trajectories: PositiveInt = 2400
+    """Raw supervised trajectories, replay under prompts without tools included."""
+    rl_tasks: PositiveInt = 960
+    benchmark_items: PositiveInt = 660
+    corpus_distractors: PositiveInt = 200
+
+
+class BaseStageSettings(BaseModel):
+    """How the base model is taught."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: PositiveInt = 700
+    batch_size: PositiveInt = 40
+    learning_rate: PositiveFloat = 2e-3
