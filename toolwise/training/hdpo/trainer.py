@@ -10,25 +10,24 @@ B: rollouts of a batch. T: completion tokens, padded to the longest. S: tokens o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast
 
 import accelerate.utils
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import ProcessorMixin
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from toolwise.agent import Rollout, Sampling, TokenRecord
-from toolwise.agent.rendering import RenderedConversation, Renderer
+from toolwise.agent.rendering import RenderedConversation
 from toolwise.data import Message, Task
 from toolwise.training.batching import collate
 from toolwise.training.hdpo.advantages import hdpo_advantages
+from toolwise.training.hdpo.agent import RolloutAgent
 from toolwise.training.hdpo.loss import (
     Aggregation,
     Normalize,
@@ -39,9 +38,6 @@ from toolwise.training.hdpo.loss import (
 from toolwise.training.hdpo.rewards import efficiency_rewards
 
 Variant = Literal["hdpo", "grpo", "coupled"]
-
-AgentFunction = Callable[[Sequence[Task], Sampling], Sequence[Rollout]]
-"""Answers each task once, in order, with `Rollout.tokens` filled."""
 
 _EPS = 1e-4  # TRL's own, so that a coupled reward is normalised as TRL would
 
@@ -113,12 +109,10 @@ class HDPOTrainer(GRPOTrainer):
     completion's messages. With `w_tool=0` the loss and its gradients are GRPOTrainer's.
 
     Args:
-        agent: makes the rollouts instead of TRL's generation. Its sampled log-probabilities must
-            be those of `args.temperature`.
+        agent: makes the rollouts instead of TRL's generation, at `args.temperature` and with at
+            most `args.max_completion_length` tokens a turn.
         tasks: what the agent is asked, in place of a `train_dataset`. Reward functions get the
             rollouts as an argument `rollout`.
-        suppressed_ids: tokens the agent's engine never samples; they are left out of the
-            distribution whose log-probabilities are trained.
     """
 
     _name = "HDPO"
@@ -132,9 +126,8 @@ class HDPOTrainer(GRPOTrainer):
     def __init__(
         self,
         *args: Any,
-        agent: AgentFunction | None = None,
+        agent: RolloutAgent | None = None,
         tasks: Sequence[Task] = (),
-        suppressed_ids: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         if agent is not None:  # a prompt is a task's index: images stay out of the data set
@@ -142,11 +135,8 @@ class HDPOTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, HDPOConfig):
             raise TypeError(f"args must be an HDPOConfig, not {type(self.args).__name__}")
-        if agent is not None and not isinstance(self.processing_class, ProcessorMixin):
-            raise TypeError("an agent needs a multimodal processor as processing_class")
         self._agent = agent
         self._tasks = tasks
-        self._suppressed_ids = list(suppressed_ids)
         self._scores: _Scores | None = None
         self._logps: Tensor | None = None
         # One conversation per row of the batch at hand, and which of them need a forward pass.
@@ -161,7 +151,7 @@ class HDPOTrainer(GRPOTrainer):
             return super()._generate(prompts)
         started = time.perf_counter()
         mode = "train" if self.model.training else "eval"
-        rollouts = self._agent(
+        rollouts = self._agent.answer(
             [self._tasks[int(prompt)] for prompt in prompts],
             Sampling(
                 temperature=self.temperature,
@@ -182,10 +172,6 @@ class HDPOTrainer(GRPOTrainer):
             None,
             [],
         )
-
-    @cached_property
-    def _chat(self) -> Renderer:
-        return Renderer(self.processing_class)
 
     def _sampling_seed(self) -> int:
         """A seed of its own for each step and process: a resumed run samples the same rollouts."""
@@ -337,6 +323,7 @@ class HDPOTrainer(GRPOTrainer):
             rows: those to compute, None for all; the others keep what was sampled, without a
                 gradient (minus which is an estimate of the entropy).
         """
+        assert self._agent is not None
         device = self.accelerator.device
         sampled = torch.zeros(len(records), width)
         for row, record in enumerate(records):
@@ -349,8 +336,8 @@ class HDPOTrainer(GRPOTrainer):
             rows = [lengths.index(min(lengths))]
         for chunk in _similar_lengths(rows, lengths):
             conversations = [_conversation(records[row]) for row in chunk]
-            batch = collate(conversations, self._chat)
-            with self.accelerator.autocast(), _suppressed(model, self._suppressed_ids):
+            batch = collate(conversations, self._agent.renderer)
+            with self.accelerator.autocast(), _suppressed(model, self._agent.suppressed_ids):
                 output = model(**{k: v.to(device) for k, v in batch.items()}, fused_lm_head=True)
             scored = output.label_mask
             columns = [torch.tensor(records[row].mask).nonzero().flatten() for row in chunk]
