@@ -125,10 +125,10 @@ class Renderer:
         grid = tuple(int(size) for size in batch["image_grid_thw"][0])
         found = Pixels(batch["pixel_values"], (grid[0], grid[1], grid[2]))
         self._pixels[image] = found
-        self._pixel_bytes += found.values.nbytes
+        self._pixel_bytes += found.values.nbytes + len(image)
         while self._pixel_bytes > _PIXEL_CACHE_BYTES and len(self._pixels) > 1:
-            _, oldest = self._pixels.popitem(last=False)
-            self._pixel_bytes -= oldest.values.nbytes
+            key, oldest = self._pixels.popitem(last=False)
+            self._pixel_bytes -= oldest.values.nbytes + len(key)
         return found
 
     def _cached(
