@@ -73,6 +73,15 @@ def publish(path: Path, uri: str | Path) -> None:
                     shutil.copyfile(path, partial)
 
 
+def content_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, or of the names and bytes of a directory's files."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    parts = [f"{p.relative_to(path).as_posix()} {content_digest(p)}" for p in _files(path)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A path to write to; it becomes `path` when the block ends well, and vanishes otherwise."""

@@ -8,7 +8,6 @@ is not a result. Traces are the exception: MLflow exports them in the background
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import os
 import subprocess
@@ -37,15 +36,21 @@ from sqlalchemy.exc import SQLAlchemyError
 from toolwise.errors import BackendError, InputError
 from toolwise.evaluation.metrics import Summary, flatten
 from toolwise.retry import call_endpoint
+from toolwise.storage import content_digest
 
 FAILURE_TAG = "toolwise.failure"
 """Run tag with the reason a step or a pipeline run failed."""
+
+PIPELINE_RUN_TAG = "toolwise.pipeline_run"
+"""Tag of a parent run with the pipeline run's own name, by which its steps find it."""
 
 FLUSH_SECONDS = 5.0
 """How long a logged metric may wait before the UI shows it."""
 
 _TRANSIENT = {"TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED"}
 _BATCH = 1000
+_DIGEST = 32
+"""MLflow keeps 36 characters of a digest."""
 
 T = TypeVar("T")
 
@@ -124,6 +129,20 @@ def start_pipeline_run(
     if params is not None:
         Run(connection, run_id, experiment_id).params(params)
     return run_id
+
+
+def resume_pipeline_run(experiment: str, name: str, *, uri: str | None = None) -> str:
+    """Id of the parent run called `name`, running again where it had ended; opened if it is new."""
+    connection = Connection(uri)
+    found = connection.request(lambda client: client.get_experiment_by_name(experiment))
+    if found is not None:
+        query = f"tags.`{PIPELINE_RUN_TAG}` = '{name}'"
+        runs = connection.request(lambda c: c.search_runs([found.experiment_id], query))
+        if runs:
+            run_id = runs[0].info.run_id
+            connection.request(lambda client: client.update_run(run_id, "RUNNING"))
+            return run_id
+    return start_pipeline_run(experiment, name, tags={PIPELINE_RUN_TAG: name}, uri=uri)
 
 
 def end_pipeline_run(
@@ -212,7 +231,7 @@ class Run:
     def dataset(self, path: Path, context: str) -> Dataset:
         """Link a data file by name and digest; `context` is `training`, `evaluation`, …"""
         source = json.dumps({"uri": str(path.absolute())})
-        dataset = Dataset(path.name, file_digest(path), "local", source)
+        dataset = Dataset(path.name, content_digest(path)[:_DIGEST], "local", source)
         tag = InputTag("mlflow.data.context", context)
         entry = DatasetInput(dataset=dataset, tags=[tag])
         self._connection.request(lambda client: client.log_inputs(self.run_id, datasets=[entry]))
@@ -262,12 +281,6 @@ class Run:
                 _trace(json.loads(line), self.run_id, model_id, self.experiment_id)
         mlflow.flush_trace_async_logging()
         return model_id
-
-
-def file_digest(path: Path) -> str:
-    """The first 32 hexadecimal digits of the file's SHA-256 (MLflow keeps no longer ones)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 def _trace(sample: dict[str, Any], run_id: str, model_id: str, experiment_id: str) -> None:

@@ -1,0 +1,329 @@
+"""Answer a benchmark with and without tools, and write what `metrics` makes of it.
+
+Work is cut into batches that do not depend on each other. Each has a sampling seed of its own, so
+the result is the same in one process or in several, in one go or resumed after a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from toolwise import __version__
+from toolwise.data import Task
+from toolwise.data.parquet import read_tasks
+from toolwise.errors import BackendError, InputError
+from toolwise.evaluation.metrics import Mode, solvable_items, summarise, write_scores
+from toolwise.evaluation.worker import AnswerBatch, AnsweredBatch, EngineFactory, WorkerSetup
+from toolwise.storage import atomic_directory, content_digest, local_copy
+
+KEPT_PER_ABILITY = 6
+"""Items of each ability whose greedy rollouts are kept whole: the same for every checkpoint."""
+
+Progress = Callable[[int, int, str], None]
+"""Told answers done, answers in all, what is being done."""
+
+
+class EvaluationSettings(BaseModel):
+    """How a checkpoint is measured.
+
+    Args:
+        samples: answers per item at temperature 1 with tools on, beside the greedy one.
+        counterfactual_samples: k answers per item at temperature 1 with tools off.
+        batch_size: answers per generation.
+        processes: worker processes, each with one torch thread; does not change the result.
+        max_tokens: limit per assistant turn.
+        max_turns: assistant turns per answer.
+        isolation: lowest sandbox isolation accepted for `python`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    samples: int = Field(1, ge=1)
+    counterfactual_samples: int = Field(8, ge=1)
+    batch_size: int = Field(256, ge=1)
+    processes: int = Field(1, ge=1)
+    max_tokens: int = Field(512, ge=1)
+    max_turns: int = Field(4, ge=1)
+    isolation: str = "bubblewrap"
+
+
+def evaluate(
+    model: str | Path | EngineFactory,
+    benchmark: str | Path,
+    corpus: str | Path | None,
+    out_dir: Path,
+    settings: EvaluationSettings,
+    seed: int = 0,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Measure one checkpoint; a killed evaluation goes on from the batches it has.
+
+    Args:
+        model: a checkpoint, or a picklable function that opens an engine (a served model).
+        benchmark: items (Parquet); ids must be unique.
+        corpus: JSONL that `text_search` looks in.
+        out_dir: gets `scores.jsonl` (a `RolloutScore` per line), `metrics.json` (summaries of
+            `greedy` and `sampled` answers, number of `items` and of those `solvable` without
+            tools, the `benchmark`'s digest, settings and versions) and `samples.jsonl` (whole
+            greedy rollouts); all or none.
+        settings: how.
+        seed: of the sampling.
+        progress: told how far it is.
+
+    Raises:
+        InputError: an input is missing or wrong.
+        BackendError: the model, a tool backend or a worker process failed; nothing is scored.
+    """
+    checkpoint = model if callable(model) else local_copy(model)
+    items = local_copy(benchmark)
+    searched = None if corpus is None else local_copy(corpus)
+    tasks = read_tasks(items)
+    _check(tasks, items)
+    setup = WorkerSetup(
+        model=checkpoint,
+        benchmark=items,
+        corpus=searched,
+        isolation=settings.isolation,
+        max_tokens=settings.max_tokens,
+        max_turns=settings.max_turns,
+        kept=_kept_items(tasks),
+    )
+    batches = plan(tasks, settings, seed)
+    total = sum(len(batch.answers) for batch in batches)
+    out_dir = out_dir.absolute()
+    with _WorkFile(out_dir.parent / f".{out_dir.name}.work.jsonl", setup, settings, seed) as work:
+        left = [batch for batch in batches if batch.number not in work.finished]
+        done = total - sum(len(batch.answers) for batch in left)
+        if progress:
+            progress(done, total, "starting")
+        for answered in _answer(setup, left, settings.processes):
+            work.add(answered)
+            done += len(answered.scores)
+            if progress:
+                progress(done, total, batches[answered.number].mode.replace("_", " "))
+        answers = [work.finished[batch.number] for batch in batches]
+        _publish(out_dir, tasks, answers, settings, seed, content_digest(items))
+        work.discard()
+
+
+def plan(tasks: Sequence[Task], settings: EvaluationSettings, seed: int) -> list[AnswerBatch]:
+    """Every answer to be given, in batches of items of one kind where that can be had."""
+    by_ability = sorted(range(len(tasks)), key=lambda item: tasks[item].ability)
+    samples: dict[Mode, int] = {
+        "greedy": 1,
+        "sampled": settings.samples,
+        "tools_off": settings.counterfactual_samples,
+    }
+    batches: list[AnswerBatch] = []
+    for mode, count in samples.items():
+        answers = [(item, sample) for item in by_ability for sample in range(count)]
+        for place, start in enumerate(range(0, len(answers), settings.batch_size)):
+            part = tuple(answers[start : start + settings.batch_size])
+            digest = hashlib.sha256(f"{seed} {mode} {place}".encode()).digest()
+            batch_seed = int.from_bytes(digest[:4]) >> 1
+            batches.append(AnswerBatch(len(batches), mode, part, batch_seed))
+    return batches
+
+
+def _check(tasks: Sequence[Task], path: Path) -> None:
+    if not tasks:
+        raise InputError(f"{path}: the benchmark has no items")
+    seen: set[str] = set()
+    for task in tasks:
+        if task.id in seen:
+            raise InputError(f"{path}: the id {task.id!r} stands for two items; ids must be unique")
+        seen.add(task.id)
+
+
+def _kept_items(tasks: Sequence[Task]) -> frozenset[str]:
+    by_ability: dict[str, list[str]] = defaultdict(list)
+    for task in tasks:
+        by_ability[task.ability].append(task.id)
+    return frozenset(item for ids in by_ability.values() for item in ids[:KEPT_PER_ABILITY])
+
+
+class _WorkFile:
+    """Finished batches, a line each, beside the output until that is published.
+
+    Its first line says of which evaluation; one left by another is started over. A last line cut
+    short by a kill is dropped.
+    """
+
+    def __init__(
+        self, path: Path, setup: WorkerSetup, settings: EvaluationSettings, seed: int
+    ) -> None:
+        self.path = path
+        self.finished: dict[int, AnsweredBatch] = {}
+        model = setup.model
+        identity = {
+            "version": __version__,
+            "model": content_digest(model)
+            if isinstance(model, Path)
+            else hashlib.sha256(pickle.dumps(model)).hexdigest(),
+            "benchmark": content_digest(setup.benchmark),
+            "corpus": setup.corpus and content_digest(setup.corpus),
+            "settings": settings.model_dump(exclude={"processes"}),
+            "seed": seed,
+        }
+        self._identity = json.dumps(identity)
+
+    def __enter__(self) -> _WorkFile:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text("utf-8").split("\n") if self.path.exists() else []
+        except OSError as error:
+            raise InputError(
+                f"{self.path.parent} cannot be written to: {error.strerror}"
+            ) from error
+        kept = [self._identity]
+        if lines[:1] == kept:
+            # What follows the last line break is empty, or was cut short.
+            read = TypeAdapter(AnsweredBatch).validate_json
+            for line in lines[1:-1]:
+                batch = read(line)
+                self.finished[batch.number] = batch
+                kept.append(line)
+        self._file = self.path.open("w", encoding="utf-8")
+        self._write(*kept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, batch: AnsweredBatch) -> None:
+        """Keep a finished batch."""
+        self.finished[batch.number] = batch
+        self._write(json.dumps(asdict(batch), ensure_ascii=False))
+
+    def discard(self) -> None:
+        """Drop the file: its content has been published."""
+        self.path.unlink()
+
+    def _write(self, *lines: str) -> None:
+        self._file.writelines(f"{line}\n" for line in lines)
+        self._file.flush()
+
+
+def _answer(
+    setup: WorkerSetup, batches: Sequence[AnswerBatch], processes: int
+) -> Iterator[AnsweredBatch]:
+    """Hand the batches to worker processes as they become free, and yield what comes back."""
+    waiting = deque(batches)
+    busy: set[Connection] = set()
+    try:
+        with ExitStack() as workers:
+            for _ in range(min(processes, len(waiting))):
+                connection = workers.enter_context(_worker(setup))
+                connection.send(waiting.popleft())
+                busy.add(connection)
+            while busy:
+                for ready in wait(list(busy)):
+                    assert isinstance(ready, Connection)
+                    reply = ready.recv()
+                    if isinstance(reply, Exception):
+                        raise reply
+                    if waiting:
+                        ready.send(waiting.popleft())
+                    else:
+                        busy.remove(ready)
+                    yield reply
+    except (EOFError, ConnectionError) as error:
+        raise BackendError(
+            "an evaluation worker died (killed, or out of memory); run the step again, it goes on "
+            "from the batches it has"
+        ) from error
+
+
+@contextmanager
+def _worker(setup: WorkerSetup) -> Iterator[Connection]:
+    """A worker process; it ends when the connection is closed, also by this process's death."""
+    ours, theirs = Pipe()
+    handle = theirs.fileno()
+    environment = {
+        **os.environ,
+        # One thread each: two one-thread processes do more than one with two.
+        "OMP_NUM_THREADS": "1",
+        # What this process can import (an engine factory, say), the worker can.
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+    }
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    f"from toolwise.evaluation.worker import main; main({handle})",
+                ],
+                pass_fds=[handle],
+                env=environment,
+                start_new_session=True,  # an interrupt is for this process, which ends the worker
+            )
+        try:
+            ours.send(setup)
+            yield ours
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            ours.close()
+            process.wait()
+
+
+def _publish(
+    out_dir: Path,
+    tasks: Sequence[Task],
+    batches: Sequence[AnsweredBatch],
+    settings: EvaluationSettings,
+    seed: int,
+    benchmark: str,
+) -> None:
+    scores = [row for batch in batches for row in batch.scores]
+    metrics = {
+        "greedy": summarise(scores, "greedy"),
+        "sampled": summarise(scores, "sampled"),
+        "items": len(tasks),
+        "solvable": sum(solvable_items(scores).values()),
+        "benchmark": benchmark,
+        "seed": seed,
+        "settings": settings.model_dump(),
+        "versions": {
+            "toolwise": __version__,
+            **{package: version(package) for package in ("torch", "transformers")},
+        },
+    }
+    with atomic_directory(out_dir) as room:
+        write_scores(room / "scores.jsonl", scores)
+        (room / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        with (room / "samples.jsonl").open("w", encoding="utf-8") as file:
+            for sample in _samples(tasks, batches):
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+
+def _samples(tasks: Sequence[Task], batches: Sequence[AnsweredBatch]) -> Iterator[dict[str, Any]]:
+    """The kept items, and where none of those calls (or abstains) the first that does."""
+    kept = _kept_items(tasks)
+    found = [sample for batch in batches for sample in batch.samples]
+    chosen = [sample for sample in found if sample["task_id"] in kept]
+    yield from chosen
+    kinds = {(sample["ability"], sample["tool_calls"] > 0) for sample in chosen}
+    for sample in found:
+        kind = (sample["ability"], sample["tool_calls"] > 0)
+        if kind not in kinds:
+            kinds.add(kind)
+            yield sample
