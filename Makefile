@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 REGISTRY ?= localhost/toolwise
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' toolwise/__init__.py)
+DEPLOYED := runs/$(PROFILE)/steps/deploy
 SEED_OPTION := $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
@@ -70,8 +71,8 @@ images: ## build the container images with docker, podman or buildah
 		$$tool build --target $$target -t $(REGISTRY)/$$target:$(VERSION) -f components/Dockerfile . || exit 1; \
 	done
 
-serve: setup ## serve the model the last run promoted, in the foreground
-	$(BIN)/toolwise serve --run-dir runs/$(PROFILE)
+serve: setup stop ## serve the model the last run promoted, in the foreground
+	$(BIN)/toolwise serve --profile $(PROFILE) --model $(DEPLOYED)/model --corpus $(DEPLOYED)/corpus
 
 stop: setup ## stop the endpoint the last run left serving
 	$(BIN)/toolwise stop --run-dir runs/$(PROFILE)

@@ -1,4 +1,4 @@
-"""Run the pipeline on this machine, with Kubeflow's local runner in a process of its own.
+"""Run the pipeline on this machine, watched: `pipelines.runner` does it in a process of its own.
 
 The runner and the steps write to a log file; what a person sees comes from the steps' events.
 """
@@ -8,29 +8,26 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import logging
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.metis import STEPS, compile_pipeline
+from pipelines.runner import PIPELINE
 from toolwise.console import Display, LineDisplay, LiveDisplay, RunBoard
 from toolwise.errors import InputError, ToolwiseError
-from toolwise.events import EVENTS_VARIABLE, EventReader, EventWriter
+from toolwise.events import EVENTS_VARIABLE, EventReader
 from toolwise.profile import Profile
 from toolwise.steps import RUN_VARIABLE, WORK_VARIABLE, code_digest
 from toolwise.storage import atomic_file
-
-CACHE_HIT = re.compile(r"Task (\S+) cache hit")
 
 
 class StepFailed(ToolwiseError):
@@ -53,8 +50,6 @@ def run_locally(profile: Profile, seed: int, run_folder: Path, console: Console)
         InputError: the folder cannot be written, or another run is using it.
         StepFailed: a step failed.
     """
-    from pipelines.metis import STEPS
-
     run_folder = run_folder.absolute()
     with _sole_run_in(run_folder):
         _check_sandbox()
@@ -118,20 +113,18 @@ def _watch(
     display: Display,
 ) -> int:
     """Run the pipeline in its own process group and show its events; returns its exit status."""
+    compile_pipeline(profile, run_folder / PIPELINE)
     with (run_folder / "pipeline.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.local", str(seed), str(run_folder)],
+            [sys.executable, "-m", "pipelines.runner", str(seed), str(run_folder)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=os.environ | _environment(profile, seed, run_folder),
         )
-    assert process.stdin is not None
     try:
         with display:
-            process.stdin.write(profile.model_dump_json().encode() + b"\n")
-            process.stdin.flush()
             while process.poll() is None:
                 _show(events, board, display)
                 with suppress(subprocess.TimeoutExpired):
@@ -219,44 +212,3 @@ def _sole_run_in(run_folder: Path) -> Iterator[None]:
                 "or give another folder with --run-dir"
             ) from None
         yield
-
-
-class _CacheHits(logging.Handler):
-    """Turns the local runner's word that it re-uses a task into an event of the step."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from pipelines.metis import LABELS
-
-        if hit := CACHE_HIT.search(record.getMessage()):
-            step = LABELS.get(hit[1], hit[1])
-            EventWriter.of_environment(step).reused()
-
-
-def _end_with_parent() -> None:
-    """End this process group when standard input closes: whoever started the run is gone."""
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    os.killpg(0, signal.SIGTERM)
-
-
-def _run_here(seed: int, run_folder: Path) -> None:
-    """Run the profile given on standard input with Kubeflow's local runner, in this process."""
-    from kfp import local
-
-    from pipelines.metis import metis
-
-    profile = Profile.model_validate_json(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
-    logging.getLogger().addHandler(_CacheHits())
-    local.init(
-        local.SubprocessRunner(use_venv=False),
-        pipeline_root=str(run_folder / "kfp"),
-        enable_caching=True,
-        cache_root=str(run_folder / "cache" / code_digest()),
-    )
-    metis(profile)(seed=seed)
-
-
-if __name__ == "__main__":
-    _run_here(int(sys.argv[1]), Path(sys.argv[2]))

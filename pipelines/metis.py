@@ -1,8 +1,7 @@
 """The pipeline: curate, cold start, HDPO, measure, promote, serve."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kfp import compiler, dsl, kubernetes
 from kfp.dsl.graph_component import GraphComponent
@@ -19,8 +18,11 @@ from components.promote.component import promote
 from components.report.component import report
 from components.train_hdpo.component import train_hdpo
 from components.train_sft.component import train_sft
-from toolwise.profile import KubeflowSettings, Profile
 from toolwise.steps import RUN_VARIABLE
+
+# Annotations are quoted one by one: Kubeflow reads those of a pipeline function as they stand.
+if TYPE_CHECKING:
+    from toolwise.profile import KubeflowSettings, Profile
 
 STEPS = (
     "prepare-data",
@@ -46,7 +48,7 @@ LABELS = {
 """Kubeflow's names of the tasks that are called something else in `STEPS`."""
 
 
-def metis(profile: Profile) -> GraphComponent:
+def metis(profile: "Profile") -> GraphComponent:
     """The pipeline of `profile`; its one parameter is the seed.
 
     Every step gets its own section of the profile, so that a change in one section runs again
@@ -66,7 +68,7 @@ def metis(profile: Profile) -> GraphComponent:
     return pipeline
 
 
-def _steps(profile: Profile, seed: int) -> None:
+def _steps(profile: "Profile", seed: int) -> None:
     def light(task: PipelineTask) -> PipelineTask:
         return _place(task, profile)
 
@@ -162,7 +164,7 @@ def _steps(profile: Profile, seed: int) -> None:
         light(report(**evidence)).set_caching_options(False)
 
 
-def _place(task: PipelineTask, profile: Profile) -> PipelineTask:
+def _place(task: PipelineTask, profile: "Profile") -> PipelineTask:
     """Image and environment of a pod; nothing where the profile runs locally."""
     kubeflow = profile.kubeflow
     if kubeflow is None:
@@ -177,7 +179,7 @@ def _place(task: PipelineTask, profile: Profile) -> PipelineTask:
     return task
 
 
-def _with_accelerators(task: PipelineTask, kubeflow: KubeflowSettings | None) -> PipelineTask:
+def _with_accelerators(task: PipelineTask, kubeflow: "KubeflowSettings | None") -> PipelineTask:
     """GPUs, cores and memory for a step that runs a model."""
     if kubeflow is None:
         return task
@@ -188,7 +190,7 @@ def _with_accelerators(task: PipelineTask, kubeflow: KubeflowSettings | None) ->
     return task
 
 
-def compile_pipeline(profile: Profile, path: Path) -> None:
+def compile_pipeline(profile: "Profile", path: Path) -> None:
     """Write the pipeline of `profile` as IR YAML; the same profile gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(metis(profile), str(path))

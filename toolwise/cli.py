@@ -128,18 +128,18 @@ def serve(
     corpus: Annotated[
         Path | None, typer.Option(help="JSON lines that text_search searches.", exists=True)
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
-    name: Annotated[str, typer.Option(help="Model name clients ask for.")] = "toolwise",
-    isolation: Annotated[
-        str, typer.Option(help="Lowest sandbox isolation accepted for python.")
-    ] = "bubblewrap",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; the profile's by default.")
+    ] = None,
+    profile: ProfileOption = "demo",
 ) -> None:
     """Serve a checkpoint at /openai/v1/chat/completions until stopped."""
+    from toolwise.profile import load_profile
     from toolwise.serving.server import serve as serve_here
-    from toolwise.serving.settings import ServingSettings
 
-    settings = ServingSettings(name=name, host=host, port=port, isolation=isolation)
+    settings = load_profile(profile).serve
+    if port:
+        settings = settings.model_copy(update={"port": port})
     serve_here(settings, model, None, corpus)
 
 

@@ -15,10 +15,8 @@ from toolwise.errors import InputError
 from toolwise.evaluation.runner import EvaluationSettings
 from toolwise.promotion.gate import GatePolicy
 from toolwise.serving.settings import ServingSettings
-from toolwise.synthetic.base import BaseStageSettings
-from toolwise.synthetic.environment import SignboardSettings
-from toolwise.training.hdpo.run import HdpoSettings
-from toolwise.training.sft import SftSettings
+from toolwise.synthetic.settings import BaseStageSettings, SignboardSettings
+from toolwise.training.settings import HdpoSettings, SftSettings
 
 
 class PublishedData(BaseModel):
@@ -106,7 +104,7 @@ class Profile(BaseModel):
         seed: seed of every step, unless a run asks for another.
         data, base, curate_sft, sft, curate_rl, hdpo, evaluate, promote, serve: settings of the
             steps.
-        kubeflow: how to run on a Kubeflow Pipelines server; without it the profile runs locally only.
+        kubeflow: how to run on a Kubeflow Pipelines server; without it, locally only.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,13 +1,13 @@
 """The steps of a run, as the pipeline and the command line start them."""
 
-from toolwise.steps.functions import STEPS, finish_run, headline_metrics, promoted
+from toolwise.steps.functions import STEPS, finish_run, headline_metrics, promoted, run_step
 from toolwise.steps.running import (
     RUN_VARIABLE,
     WORK_VARIABLE,
     FinishedStep,
     Step,
     code_digest,
-    run_step,
+    perform,
 )
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "code_digest",
     "finish_run",
     "headline_metrics",
+    "perform",
     "promoted",
     "run_step",
 ]

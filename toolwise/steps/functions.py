@@ -191,10 +191,18 @@ def deploy(step: Step) -> Outputs:
         step.folder.parent,
         step.settings_as(ServingSettings),
     )
+    for name in ("model", "corpus"):
+        _point(step.folder.parent / name, step.path(name))
     answers = step.folder / "endpoint.json"
     ask_two(endpoint, direct, needs_tool, answers)
     step.run.artifact(answers)
     return {"endpoint": answers}
+
+
+def _point(link: Path, target: Path) -> None:
+    """Make `link` lead to what is deployed now, for whoever wants to serve it again."""
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
 
 
 def _two_items(evaluation: Path, benchmark: Path) -> tuple[Task, Task]:
@@ -209,13 +217,12 @@ def _two_items(evaluation: Path, benchmark: Path) -> tuple[Task, Task]:
     solvable = solvable_items(scores)
     right = {row.task_id for row in scores if row.mode == "greedy" and row.correct}
     tasks = read_tasks(benchmark)
-    return (
-        next((task for task in tasks if task.id in right and solvable.get(task.id)), tasks[0]),
-        next(
-            (task for task in tasks if task.id in right and solvable.get(task.id) is False),
-            tasks[0],
-        ),
-    )
+
+    def first(solved_without_tools: bool) -> Task:
+        chosen = (t for t in tasks if t.id in right and solvable.get(t.id) is solved_without_tools)
+        return next(chosen, tasks[0])
+
+    return first(True), first(False)
 
 
 def report(step: Step) -> Outputs:
@@ -227,7 +234,7 @@ def report(step: Step) -> Outputs:
     summary = build_report(
         stages={stage: step.path(f"{stage}_evaluation") for stage in ("base", "sft", "hdpo")},
         decision=step.path("decision"),
-        training_log=step.path("hdpo_model") / "training_log.jsonl",
+        training_log=step.path("hdpo_model") / "train_log.jsonl",
         curation_reports=[step.path(f"{kind}_curation") / "report.json" for kind in ("sft", "rl")],
         seconds=facts["seconds"],
         endpoint=step.inputs.get("endpoint"),

@@ -180,11 +180,8 @@ def _work_folder(label: str, settings: str, seed: int, inputs: dict[str, Path]) 
     root = Path(os.environ.get(WORK_VARIABLE) or Path(tempfile.gettempdir()) / "toolwise")
     paths = {name: str(path) for name, path in inputs.items()}
     identity = json.dumps([code_digest(), label, settings, seed, paths], sort_keys=True)
-    return (
-        root.absolute()
-        / label.replace(" ", "-")
-        / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    )
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return root.absolute() / label.replace(" ", "-") / digest
 
 
 @cache
