@@ -124,15 +124,10 @@ class Worker:
             BackendError: the supervisor does not answer; it is killed.
         """
         ours, theirs = socket.socketpair()
-        with self._lock:
-            name = str(next(self._names))
-            try:
-                with theirs:
-                    socket.send_fds(self._control, [f"start {name}".encode()], [theirs.fileno()])
-            except OSError:
-                ours.close()
-                raise self.failure() from None
         try:
+            with self._lock, theirs:
+                name = str(next(self._names))
+                socket.send_fds(self._control, [f"start {name}".encode()], [theirs.fileno()])
             header, _ = wire.receive(ours, 1000, 0, time.monotonic() + START_SECONDS)
             if header != {"ready": True}:
                 raise wire.WireError("not the greeting of a session")
