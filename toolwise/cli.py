@@ -135,12 +135,13 @@ def serve(
 ) -> None:
     """Serve a checkpoint at /openai/v1/chat/completions until stopped."""
     from toolwise.profile import load_profile
+    from toolwise.serving.server import listen
     from toolwise.serving.server import serve as serve_here
 
     settings = load_profile(profile).serve
     if port:
         settings = settings.model_copy(update={"port": port})
-    serve_here(settings, model, None, corpus)
+    serve_here(settings, listen(settings.host, settings.port), model, corpus)
 
 
 @app.command(rich_help_panel=ENDPOINT)
