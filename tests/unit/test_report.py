@@ -7,6 +7,7 @@ import io
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from toolwise.curation.report import CurationReport, FilterCount
 from toolwise.data import encode_image
 from toolwise.errors import InputError
-from toolwise.evaluation.metrics import RolloutScore, summarise, write_scores
+from toolwise.evaluation.metrics import RolloutScore, solvable_items, summarise, write_scores
 from toolwise.evaluation.report import build_report, print_report
 from toolwise.evaluation.report.__main__ import main
 from toolwise.evaluation.report.plots import training_curves
@@ -63,12 +64,8 @@ def sample_rollouts(stage: str, scores: list[RolloutScore]) -> list[dict]:
     """Greedy rollouts of the first four items of each ability, as an evaluation keeps them."""
     return [
         {
-            "task_id": row.task_id,
-            "ability": row.ability,
-            "mode": "greedy",
-            "correct": row.correct,
-            "tool_calls": row.tool_calls,
-            "answer": row.answer,
+            **asdict(row),
+            "accepted": [row.answer],
             "messages": messages(row),
         }
         for row in scores
@@ -136,7 +133,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage, scores in by_stage.items():
         (root / stage).mkdir()
         write_scores(root / stage / "scores.jsonl", scores)
-        metrics = {mode: summarise(scores, mode) for mode in ("greedy", "sampled")}
+        metrics = {
+            "greedy": summarise(scores, "greedy"),
+            "sampled": summarise(scores, "sampled"),
+            "items": len(ABILITIES) * ITEMS,
+            "solvable": sum(solvable_items(scores).values()),
+        }
         (root / stage / "metrics.json").write_text(json.dumps(metrics))
         (root / stage / "samples.jsonl").write_text(
             "".join(json.dumps(sample) + "\n" for sample in sample_rollouts(stage, scores))
@@ -282,8 +284,8 @@ def test_every_figure_on_the_page_is_the_one_in_report_json(built: Path):
     expected = {
         f"{stage}.{mode}.{ability}.{name}": entry["value"]
         for stage, modes in report["stages"].items()
-        for mode, abilities in modes.items()
-        for ability, metrics in abilities.items()
+        for mode in ("greedy", "sampled")
+        for ability, metrics in modes[mode].items()
         for name, entry in metrics.items()
         if entry["value"] is not None
     }
@@ -301,6 +303,8 @@ def test_the_stages_in_report_json_are_what_summarise_says(built: Path):
     for mode in ("greedy", "sampled"):
         assert report["stages"]["hdpo"][mode] == summarise(scores, mode)
     assert list(report["stages"]) == ["base", "sft", "hdpo"]
+    assert report["stages"]["hdpo"]["items"] == 120
+    assert report["stages"]["hdpo"]["solvable"] == 60
     assert report["seed"] == 3
     assert report["seconds"]["train-sft"] == 83.0
     assert report["gate"]["decision"] in ("promote", "reject")
@@ -440,9 +444,9 @@ def test_the_endpoints_answers_are_on_the_page(run: Path, tmp_path: Path):
 
 def test_a_log_with_other_columns_draws_what_it_knows(run: Path, tmp_path: Path):
     log = tmp_path / "log.jsonl"
-    log.write_text('{"step": 1, "accuracy": 0.5}\n{"step": 2, "loss": 0.1, "note": "x"}\n')
+    log.write_text('{"step": 1, "accuracy": 0.5}\n{"step": 2, "accuracy": NaN, "loss": 0.1}\n')
     report = json.loads(build(run, tmp_path, training_log=log).read_text())
-    assert report["training"] == {"step": [1, 2], "accuracy": [0.5, None], "loss": [None, 0.1]}
+    assert report["training"] == {"step": [1, 2], "accuracy": [0.5, None]}
     assert training_curves(report) is not None
     assert training_curves({"training": {"step": [1], "loss": [0.5]}}) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from toolwise.evaluation.metrics import read_scores
 from toolwise.evaluation.report.changes import paired_changes
 from toolwise.evaluation.report.measures import MODE_LABELS, Report
 from toolwise.evaluation.report.page import render_page
+from toolwise.evaluation.report.plots import TRAINING_PANELS
 from toolwise.evaluation.report.samples import read_samples
 from toolwise.promotion.gate import Decision
 from toolwise.storage import atomic_file
@@ -79,10 +81,7 @@ def build_report(
 
 def _stage(directory: Path) -> dict[str, Any]:
     metrics = _read_json(directory / "metrics.json")
-    missing = [mode for mode in MODE_LABELS if mode not in metrics]
-    if missing:
-        raise InputError(f"{directory / 'metrics.json'}: has no {' and no '.join(missing)} metrics")
-    return {mode: metrics[mode] for mode in MODE_LABELS}
+    return {key: metrics[key] for key in ("items", "solvable", *MODE_LABELS)}
 
 
 def _changes(stages: Mapping[str, Path]) -> dict[str, Any] | None:
@@ -95,15 +94,15 @@ def _changes(stages: Mapping[str, Path]) -> dict[str, Any] | None:
 
 
 def _training(log: Path) -> dict[str, list[float | None]]:
-    """The log by column: every numeric one, None at the steps that did not log it."""
+    """The drawn columns of the log, with None at the steps that did not log a finite value."""
     rows = _read_lines(log)
-    columns = {
-        name: None
-        for row in rows
-        for name, value in row.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    return {name: [row.get(name) for row in rows] for name in columns}
+    names = ["step", *(name for _, curves in TRAINING_PANELS for name, _ in curves)]
+    columns = {name: [_finite(row.get(name)) for row in rows] for name in names}
+    return {name: column for name, column in columns.items() if any(v is not None for v in column)}
+
+
+def _finite(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _read_json(path: Path) -> Any:
@@ -121,9 +120,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _versions() -> dict[str, str | None]:
-    from toolwise.tracking import (
-        git_commit,  # imports MLflow, which printing a report can do without
-    )
+    # Imports MLflow, which printing a report can do without.
+    from toolwise.tracking import git_commit
 
     return {
         "toolwise": toolwise.__version__,

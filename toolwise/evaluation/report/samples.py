@@ -45,6 +45,7 @@ class Item:
     ability: str
     why: str
     question: str
+    accepted: tuple[str, ...]
     images: tuple[str, ...]
     attempts: tuple[Attempt, ...]
 
@@ -113,6 +114,7 @@ def _item(task_id: str, why: str, greedy: dict[str, dict[str, Rollout]]) -> Item
         last["ability"],
         why,
         _text(asked["content"]),
+        tuple(last["accepted"]),
         _images(asked["content"]),
         tuple(
             Attempt(
@@ -134,18 +136,16 @@ def _steps(messages: Iterable[dict[str, Any]]) -> Iterable[Step]:
             if text := _MARKUP.sub("", _text(content)).strip():
                 yield Step("text", text)
             for call in message.get("tool_calls") or ():
-                yield Step("call", *_call(call["function"]))
+                yield _call(call["function"])
         elif message["role"] == "tool":
             yield Step("result", _text(content), images=_images(content))
 
 
-def _call(function: dict[str, Any]) -> tuple[str, str]:
+def _call(function: dict[str, Any]) -> Step:
     arguments = function["arguments"]
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments)
-    if len(arguments) == 1 and isinstance(only := next(iter(arguments.values())), str):
-        return only, function["name"]
-    return json.dumps(arguments, ensure_ascii=False, indent=1), function["name"]
+    only = next(iter(arguments.values())) if len(arguments) == 1 else None
+    shown = only if isinstance(only, str) else json.dumps(arguments, ensure_ascii=False)
+    return Step("call", shown, function["name"] or "a tool, malformed")
 
 
 def _text(content: str | list[dict[str, Any]]) -> str:
@@ -158,8 +158,5 @@ def _images(content: str | list[dict[str, Any]]) -> tuple[str, ...]:
     """The data URIs in a message; anything else is left out, so that the page fetches nothing."""
     if isinstance(content, str):
         return ()
-    addresses = (
-        part["image_url"]["url"] if part["type"] == "image_url" else part.get("image", "")
-        for part in content
-    )
-    return tuple(address for address in addresses if str(address).startswith("data:image/"))
+    addresses = (part["image_url"]["url"] for part in content if part["type"] == "image_url")
+    return tuple(address for address in addresses if address.startswith("data:image/"))
