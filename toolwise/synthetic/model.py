@@ -150,6 +150,8 @@ def build_model(
         tie_word_embeddings=True,
     )
     model = Qwen3VLForConditionalGeneration(config)
+    # Positions as loud as patches: at initializer_range the model does not learn where things are.
+    torch.nn.init.normal_(model.model.visual.pos_embed.weight, std=0.8)
     generation = model.generation_config
     assert generation is not None
     generation.eos_token_id = tokenizer.eos_token_id
