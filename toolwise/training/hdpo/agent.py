@@ -1,0 +1,57 @@
+"""Who makes the rollouts that `HDPOTrainer` learns from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from toolwise.agent import Limits, Rollout, Sampling, run_agent
+from toolwise.agent.rendering import Renderer
+from toolwise.agent.transformers_engine import TransformersEngine
+from toolwise.data import Task
+from toolwise.tools import Tool
+
+
+class RolloutAgent(Protocol):
+    """Answers tasks with the policy being trained."""
+
+    renderer: Renderer
+    """Preprocesses the images of the rollouts."""
+
+    suppressed_ids: Sequence[int]
+    """Tokens that are never sampled, and so are no part of the distribution that is trained."""
+
+    def answer(self, tasks: Sequence[Task], sampling: Sampling) -> Sequence[Rollout]:
+        """One rollout per task, in order, with `Rollout.tokens` filled."""
+        ...
+
+
+class InProcessAgent:
+    """The agent loop on the very model that is trained.
+
+    Args:
+        engine: wraps that model.
+        tools: what the prompt offers.
+        limits: bounds per rollout.
+    """
+
+    def __init__(self, engine: TransformersEngine, tools: Sequence[Tool], limits: Limits) -> None:
+        self.renderer = engine.renderer
+        self.suppressed_ids = engine.suppressed_ids
+        self._engine = engine
+        self._tools = tools
+        self._limits = limits
+
+    def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[Rollout]:
+        """One rollout per task, in order, with `Rollout.tokens` filled."""
+        return asyncio.run(
+            run_agent(
+                self._engine,
+                tasks,
+                self._tools,
+                sampling=sampling,
+                limits=self._limits,
+                keep_tokens=True,
+            )
+        )

@@ -1,0 +1,144 @@
+"""Training that can be killed at any moment and run again with the same result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from pydantic import BaseModel
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from toolwise.errors import InputError
+from toolwise.progress import Log, Progress
+from toolwise.storage import atomic_directory
+
+CURVE = "train_log.jsonl"
+"""The training curve, written beside the model: one JSON object per logged step."""
+
+_STATE = "trainer_state.json"  # what transformers writes last into a checkpoint
+
+
+def working_directory(
+    out_dir: Path, settings: BaseModel, seed: int, inputs: Iterable[Path]
+) -> Path:
+    """Where the checkpoints of one training are kept, beside `out_dir`.
+
+    Other settings, another seed or changed inputs get another directory, so that nothing is
+    resumed that would not have led to the same result; what such a run left behind is deleted.
+    """
+    files = sorted(file for path in inputs for file in _files(path))
+    identity = {
+        "settings": settings.model_dump(mode="json"),
+        "seed": seed,
+        "inputs": [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files],
+    }
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+    work = out_dir.with_name(f".{out_dir.name}.training-{digest}")
+    for other in out_dir.parent.glob(f".{out_dir.name}.training-*"):
+        if other != work:
+            shutil.rmtree(other, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def trainer_arguments(work: Path, seed: int, checkpoint_every: int) -> dict[str, Any]:
+    """Arguments that every TRL trainer here shares."""
+    cuda = torch.cuda.is_available()
+    return {
+        "output_dir": str(work),
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": cuda,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        "gradient_checkpointing": cuda,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": checkpoint_every,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+
+
+def per_device(batch_size: int, accumulate: int) -> int:
+    """Rows of a process's part of a batch; raises `InputError` where it does not divide."""
+    parts = PartialState().num_processes * accumulate
+    if batch_size % parts:
+        raise InputError(
+            f"a batch of {batch_size} does not divide into {parts} parts "
+            f"(processes · accumulate {accumulate})"
+        )
+    return batch_size // parts
+
+
+def train_and_publish(
+    trainer: Trainer,
+    work: Path,
+    out_dir: Path,
+    *,
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train from the last checkpoint in `work`, then put the model and its curve at `out_dir`."""
+    torch.set_flush_denormal(True)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Reporting(log, progress))
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    final = work / "final"
+    trainer.save_model(str(final))  # on every process: a sharded model is gathered
+    if trainer.accelerator.is_main_process:
+        with atomic_directory(out_dir) as folder:
+            skip = shutil.ignore_patterns("training_args.bin", "README.md")
+            shutil.copytree(final, folder, ignore=skip, dirs_exist_ok=True)
+            curve = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+            (folder / CURVE).write_text("".join(json.dumps(entry) + "\n" for entry in curve))
+        shutil.rmtree(work)
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint in `work` that was written to its end; None where there is none."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    for checkpoint in reversed(found):
+        try:
+            json.loads((checkpoint / _STATE).read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+        else:
+            return str(checkpoint)
+    return None
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+class _Reporting(TrainerCallback):
+    """Hands what the trainer logs to the two callbacks of `toolwise.progress`."""
+
+    def __init__(self, log: Log | None, progress: Progress | None) -> None:
+        self._log = log
+        self._progress = progress
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """One logged step."""
+        if not logs or "train_runtime" in logs or not state.is_world_process_zero:
+            return
+        metrics = {key: float(v) for key, v in logs.items() if isinstance(v, int | float)}
+        if self._log:
+            self._log(metrics, state.global_step)
+        if self._progress:
+            note = ", ".join(f"{key} {metrics[key]:.3f}" for key in _NOTED if key in metrics)
+            self._progress(state.global_step, state.max_steps, note)
+
+
+_NOTED = ("loss", "accuracy", "tool_call_rate")

@@ -1,0 +1,87 @@
+"""Settings of the training steps, apart from the code so that reading a profile stays quick."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+
+class SftSettings(BaseModel):
+    """How the cold start is trained.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: trajectories of a step, over all processes.
+        accumulate: parts a process works its share off in, to save memory.
+        learning_rate: peak of a cosine after the warm-up.
+        warmup_steps: linear warm-up.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: PositiveInt = 240
+    batch_size: PositiveInt = 32
+    accumulate: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: NonNegativeInt = 20
+    checkpoint_every: PositiveInt = 100
+
+
+class HdpoSettings(BaseModel):
+    """How HDPO is run.
+
+    Args:
+        steps: optimizer steps, each on rollouts of its own.
+        prompts_per_step: P, over all processes.
+        num_generations: G, rollouts per prompt.
+        accumulate: parts a process works its share off in, to save memory.
+        learning_rate: peak, falling linearly to 0 after the warm-up.
+        warmup_steps: linear warm-up.
+        variant: `hdpo`; `grpo` (no efficiency channel); `coupled` (one channel, the reward is
+            accuracy + alpha · efficiency).
+        w_acc: weight of the accuracy channel.
+        w_tool: weight of the efficiency channel.
+        alpha: weight of efficiency in a coupled reward.
+        aggregation: losses averaged over tokens, or over each rollout and then over rollouts.
+        efficiency_normalize: what the efficiency loss is averaged over.
+        clip_low: the ratio is clipped below at 1 − clip_low.
+        clip_high: the ratio is clipped above at 1 + clip_high.
+        dual_clip: bound on the loss of negative advantages, in units of |A|; None for no bound.
+        temperature: of the rollouts.
+        max_tokens: limit of one turn.
+        max_turns: assistant turns of a rollout.
+        isolation: lowest isolation accepted for the python sandbox.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: PositiveInt = 100
+    prompts_per_step: PositiveInt = 24
+    num_generations: PositiveInt = 8
+    accumulate: PositiveInt = 1
+    learning_rate: PositiveFloat = 5e-5
+    warmup_steps: NonNegativeInt = 5
+    variant: Literal["hdpo", "grpo", "coupled"] = "hdpo"
+    w_acc: NonNegativeFloat = 1.0
+    w_tool: NonNegativeFloat = 0.15
+    alpha: NonNegativeFloat = 0.15
+    aggregation: Literal["token", "rollout"] = "token"
+    efficiency_normalize: Literal["qualifying", "group"] = "qualifying"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.28
+    dual_clip: PositiveFloat | None = 3.0
+    temperature: PositiveFloat = 1.0
+    max_tokens: PositiveInt = 64
+    max_turns: PositiveInt = 4
+    isolation: str = "bubblewrap"
+    checkpoint_every: PositiveInt = 25

@@ -1,0 +1,101 @@
+"""Cold start: supervised fine-tuning on curated trajectories, with TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForImageTextToText
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from toolwise.agent.processor import load_processor
+from toolwise.agent.rendering import RenderedConversation, Renderer
+from toolwise.data import Trajectory
+from toolwise.data.parquet import read_trajectories
+from toolwise.errors import InputError
+from toolwise.progress import Log, Progress
+from toolwise.tools.python import PYTHON_SCHEMA
+from toolwise.tools.text_search import TEXT_SEARCH_SCHEMA
+from toolwise.training.batching import collate
+from toolwise.training.resuming import (
+    per_device,
+    train_and_publish,
+    trainer_arguments,
+    working_directory,
+)
+from toolwise.training.settings import SftSettings
+
+
+def train_sft(
+    model_dir: Path,
+    trajectories: Path,
+    out_dir: Path,
+    settings: SftSettings,
+    seed: int = 0,
+    *,
+    tools: Sequence[dict[str, Any]] = (PYTHON_SCHEMA, TEXT_SEARCH_SCHEMA),
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Fine-tune the checkpoint on trajectories and write the new one to `out_dir`, all or nothing.
+
+    The loss counts what the assistant wrote, and nothing else. A killed run resumes from its last
+    checkpoint when called again with the same arguments, and ends in the same model.
+
+    Args:
+        model_dir: checkpoint to start from.
+        trajectories: Parquet file; a trajectory whose task's metadata says `tools: none` is
+            rendered without the tool block.
+        out_dir: gets the checkpoint, and the curve as `train_log.jsonl`.
+        settings: see there.
+        seed: of the order of the data.
+        tools: JSON schemas in the prompt.
+        log: gets each step's metrics.
+        progress: gets each step.
+
+    Raises:
+        InputError: there is no trajectory, or one cannot be rendered.
+    """
+    processor = load_processor(model_dir)
+    renderer = Renderer(processor)
+    rendered = [
+        _render(renderer, trajectory, tools) for trajectory in read_trajectories(trajectories)
+    ]
+    if not rendered:
+        raise InputError(f"{trajectories} holds no trajectory to train on")
+    work = working_directory(out_dir, settings, seed, [model_dir, trajectories])
+    trainer = SFTTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.float32),
+        args=SFTConfig(
+            **trainer_arguments(work, seed, settings.checkpoint_every),
+            max_steps=settings.steps,
+            per_device_train_batch_size=per_device(settings.batch_size, settings.accumulate),
+            gradient_accumulation_steps=settings.accumulate,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=settings.warmup_steps,
+            adam_beta2=0.98,
+            weight_decay=0.01,
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        # Rendered once, here; the data set is only the order in which they come.
+        train_dataset=Dataset.from_dict({"row": list(range(len(rendered)))}),
+        data_collator=lambda rows: collate([rendered[row["row"]] for row in rows], renderer),
+        processing_class=processor,
+    )
+    train_and_publish(trainer, work, out_dir, log=log, progress=progress)
+
+
+def _render(
+    renderer: Renderer, trajectory: Trajectory, tools: Sequence[dict[str, Any]]
+) -> RenderedConversation:
+    offered = () if trajectory.task.metadata.get("tools") == "none" else tools
+    try:
+        return renderer.conversation(trajectory.messages, offered)
+    except InputError as error:
+        raise InputError(f"trajectory {trajectory.task.id}: {error}") from error
