@@ -1,0 +1,159 @@
+"""Images are fetched from a real HTTP server, within limits."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+
+from toolwise.errors import InputError
+from toolwise.serving import images
+from toolwise.serving.images import read_image
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class _Site(BaseHTTPRequestHandler):
+    let_go = threading.Event()
+
+    def do_GET(self) -> None:
+        kind, _, rest = self.path.lstrip("/").partition("/")
+        if kind == "redirect":
+            target = "file:///etc/passwd" if rest == "file" else f"/redirect/{int(rest) - 1}"
+            self.send_response(302)
+            self.send_header("location", "/image" if rest == "0" else target)
+            self.end_headers()
+            return
+        self.send_response(404 if kind == "missing" else 200)
+        self.send_header("content-type", "text/html" if kind == "page" else "image/png")
+        if kind == "bomb":
+            self.send_header("content-encoding", "deflate")
+        self.end_headers()
+        if kind == "slow":
+            self.let_go.wait()
+        if kind == "bomb":
+            self.wfile.write(zlib.compress(bytes(images.MAX_BYTES + 1)))
+        elif kind == "host":
+            self.wfile.write(self.headers["host"].encode())
+        else:
+            self.wfile.write(picture())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_port}"
+        _Site.let_go.set()
+        server.shutdown()
+
+
+async def test_an_image_is_fetched_where_private_addresses_are_allowed(site: str) -> None:
+    assert await read_image(f"{site}/image", allow_private=True) == picture()
+
+
+async def test_a_few_redirects_are_followed(site: str) -> None:
+    assert await read_image(f"{site}/redirect/1", allow_private=True) == picture()
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("redirect/4", "3 redirects"),
+        ("redirect/file", "not http or https"),
+        ("missing/", "404"),
+        ("page/", "text/html"),
+        ("bomb/", "larger than 20 MiB"),
+        ("host/", "cannot be read as PNG"),
+    ],
+)
+async def test_what_is_not_an_image_within_limits_is_refused(
+    site: str, path: str, complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        await read_image(f"{site}/{path}", allow_private=True)
+
+
+async def test_a_slow_server_is_given_up(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_SECONDS", 0.2)
+    with pytest.raises(InputError, match="did not arrive"):
+        await read_image(f"{site}/slow/", allow_private=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:1/x.png",
+        "http://127.0.0.1:1/x.png",
+        "http://[::1]:1/x.png",
+        "http://[::ffff:10.0.0.1]/x.png",
+        "http://10.1.2.3/x.png",
+        "http://169.254.169.254/latest/meta-data",
+        "http://100.64.0.1/x.png",
+        "http://0.0.0.0/x.png",
+        "http://224.0.0.1/x.png",
+        "http://2130706433/x.png",
+    ],
+)
+async def test_private_addresses_are_refused(url: str) -> None:
+    with pytest.raises(InputError, match="public internet"):
+        await read_image(url)
+
+
+async def test_a_redirect_does_not_lead_to_a_private_address(
+    site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def first_is_public(address: str) -> bool:
+        seen.append(address)
+        return len(seen) == 1
+
+    monkeypatch.setattr(images, "_is_public", first_is_public)
+    with pytest.raises(InputError, match="public internet"):
+        await read_image(f"{site}/redirect/0")
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "complaint"),
+    [
+        ("ftp://example.com/x.png", "data:, http: or https:"),
+        ("x.png", "data:, http: or https:"),
+        ("data:image/png;base64", "comma"),
+        ("data:image/png;base64,@@@@", "base64"),
+        ("data:image/png;base64,aGVsbG8=", "cannot be read"),
+        ("http://", "not http or https"),
+    ],
+)
+async def test_a_url_that_is_none_is_refused(uri: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        await read_image(uri)
+
+
+async def test_a_truncated_image_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    half = base64.b64encode(buffer.getvalue()[: len(buffer.getvalue()) // 2]).decode()
+    with pytest.raises(InputError, match="cannot be read"):
+        await read_image(f"data:image/png;base64,{half}")
+
+
+async def test_an_image_of_too_many_pixels_is_refused() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (10_000, 6_000)).save(buffer, "PNG")
+    with pytest.raises(InputError, match="pixels"):
+        await read_image(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
