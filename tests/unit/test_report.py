@@ -379,8 +379,8 @@ def test_the_page_counts_what_each_filter_dropped_and_why(built: Path):
     text = " ".join(Page(built).text.split())
     assert "SFT: 400 read, 210 kept" in text
     assert "RL: 400 read, 210 kept" in text
-    assert "Execution 399 39 math 13, perception 20, search 6 the code fails 22," in text
-    assert "By kind: tool-using 203, tool-free 7" in text
+    assert "Execution 399 39 math: 13, perception: 20, search: 6 the code fails: 22," in text
+    assert "By kind: tool-using: 203, tool-free: 7" in text
     assert "Could not be read: 1." in text
     assert json.loads(built.read_text())["curation"][0]["filters"][1]["dropped"] == 150
 

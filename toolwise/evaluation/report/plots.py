@@ -46,7 +46,7 @@ def accuracy_against_calls(report: Report, modes: Sequence[str] = ("greedy",)) -
     tool-call rate of a model that calls exactly when it must.
     """
     names = abilities(report)
-    figure, rows = _grid(len(modes), len(names), panel=(2.7, 2.75))
+    figure, rows = _grid(len(modes), len(names), panel=(2.7, 2.9))
     for mode, row in zip(modes, rows, strict=True):
         for ability, axes in zip(names, row, strict=True):
             _draw_need(axes, report, mode, ability)
