@@ -35,6 +35,7 @@ def question(images: int, digits: int) -> list[Message]:
 
 
 RAGGED = [question(images=row % 3, digits=row + 1) for row in range(6)]
+RAGGED += [RAGGED[4], RAGGED[0]]  # a prompt that stands twice is read once
 SHOWN: list[Message] = [
     {
         "role": "tool",
@@ -115,7 +116,7 @@ def test_a_seed_repeats_a_sampled_batch_and_another_seed_does_not(engine) -> Non
     def sampled(seed: int) -> list[tuple[int, ...]]:
         batch = engine.start(RAGGED, [])
         turns = asyncio.run(
-            batch.generate(range(6), Sampling(temperature=1.0, max_tokens=8, seed=seed))
+            batch.generate(range(8), Sampling(temperature=1.0, max_tokens=8, seed=seed))
         )
         return [turn.token_ids for turn in turns]
 
@@ -125,7 +126,7 @@ def test_a_seed_repeats_a_sampled_batch_and_another_seed_does_not(engine) -> Non
 
 def test_control_tokens_are_never_sampled_and_a_cut_turn_says_length(engine) -> None:
     batch = engine.start(RAGGED, [])
-    turns = asyncio.run(batch.generate(range(6), Sampling(temperature=5.0, max_tokens=40, seed=1)))
+    turns = asyncio.run(batch.generate(range(8), Sampling(temperature=5.0, max_tokens=40, seed=1)))
     for turn in turns:
         assert not set(turn.token_ids) & set(engine.suppressed_ids)
         ended = turn.token_ids[-1] == engine.renderer.end_id
@@ -135,7 +136,7 @@ def test_control_tokens_are_never_sampled_and_a_cut_turn_says_length(engine) -> 
 def test_a_tiny_nucleus_is_greedy(engine) -> None:
     def tokens(sampling: Sampling) -> list[tuple[int, ...]]:
         batch = engine.start(RAGGED, [])
-        return [turn.token_ids for turn in asyncio.run(batch.generate(range(6), sampling))]
+        return [turn.token_ids for turn in asyncio.run(batch.generate(range(8), sampling))]
 
     nucleus = Sampling(temperature=1.0, top_p=1e-6, max_tokens=8, seed=0)
     assert tokens(nucleus) == tokens(Sampling(max_tokens=8))

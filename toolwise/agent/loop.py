@@ -81,6 +81,9 @@ class Limits:
     max_tool_calls: int = 8
 
 
+GREEDY = Sampling()
+DEFAULT_LIMITS = Limits()
+
 OnEvent = Callable[[Rollout, Turn | CallRecord], None]
 """Called as each turn and each call finishes (streaming, traces, progress)."""
 
@@ -100,8 +103,8 @@ async def run_agent(
     tasks: Sequence[Task],
     tools: Sequence[Tool] = (),
     *,
-    sampling: Sampling = Sampling(),
-    limits: Limits = Limits(),
+    sampling: Sampling = GREEDY,
+    limits: Limits = DEFAULT_LIMITS,
     history: Sequence[Sequence[Message]] | None = None,
     on_event: OnEvent | None = None,
     keep_tokens: bool = False,

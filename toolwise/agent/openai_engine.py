@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -12,11 +10,10 @@ from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletionMessage
-from PIL import Image
 
 from toolwise.agent.engine import Sampling, TokenRecord, Turn
 from toolwise.agent.protocol import parse_turn
-from toolwise.data import Message
+from toolwise.data import Message, data_uri
 from toolwise.errors import BackendError, InputError
 from toolwise.retry import ATTEMPTS
 
@@ -188,13 +185,3 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
 def _call(call_id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     written = json.dumps(arguments, ensure_ascii=False)
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": written}}
-
-
-def data_uri(image: bytes) -> str:
-    """Encoded image bytes as `data:<type>;base64,…`; raises `InputError` where they are corrupt."""
-    try:
-        with Image.open(io.BytesIO(image)) as header:
-            kind = header.get_format_mimetype()
-    except OSError as error:
-        raise InputError(f"an image of the conversation cannot be read: {error}") from error
-    return f"data:{kind};base64,{base64.b64encode(image).decode()}"

@@ -1,4 +1,4 @@
-"""Load a Qwen3-VL processor, also where torchvision (which only its video half needs) is missing."""
+"""Load a Qwen3-VL processor, with or without torchvision, which only its video half needs."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from toolwise.agent.engine import Sampling, TokenRecord, Turn
 from toolwise.agent.processor import load_processor
-from toolwise.agent.rendering import Renderer
+from toolwise.agent.rendering import Pixels, Renderer
 from toolwise.data import Message
 from toolwise.errors import InputError
 
@@ -49,14 +49,24 @@ class TransformersEngine:
         if not (Path(path) / "config.json").exists():
             raise InputError(f"{path}: no config.json; is this a model checkpoint?")
         torch.set_flush_denormal(True)
-        model = AutoModelForImageTextToText.from_pretrained(path).to(device).eval()
-        return cls(model, load_processor(path), name=Path(path).name)
+        model: Any = AutoModelForImageTextToText.from_pretrained(path)
+        return cls(model.to(device).eval(), load_processor(path), name=Path(path).name)
 
     def start(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]
     ) -> TransformersBatch:
-        """Open a batch; nothing is computed before the first turn is asked for."""
+        """Open a batch; nothing is computed before the first turn is asked for.
+
+        Raises:
+            InputError: a conversation is longer than the model's context.
+        """
         prompts = [self.renderer.prompt(list(messages), list(tools)) for messages in conversations]
+        context = self.model.config.get_text_config().max_position_embeddings
+        longest = max((len(prompt.ids) for prompt in prompts), default=0)
+        if longest >= context:
+            raise InputError(
+                f"a conversation of {longest} tokens is too long; {self.name} reads {context}"
+            )
         rows = [_Conversation(list(p.ids), list(p.ids), list(p.images)) for p in prompts]
         return TransformersBatch(self, rows)
 
@@ -214,16 +224,25 @@ class TransformersBatch:
         )
 
     def _read(self, indices: list[int]) -> Tensor:
-        """Read what is pending in `indices` and return the logits after it, [R, V]."""
+        """Read what is pending in `indices` and return the logits after it, [R, V].
+
+        Rollouts of one group start alike: a prompt that stands in several rows is read once.
+        """
         device = self._engine.model.device
+        first = self._cache is None
         self._select(indices)
         opened = [self._conversations[i] for i in indices]
+        copies: dict[Any, list[_Conversation]] = {}
+        for row, c in enumerate(opened):
+            key = (tuple(c.pending), tuple(c.images)) if first else row
+            copies.setdefault(key, []).append(c)
         width = max(len(c.pending) for c in opened)
-        ids_RW = torch.full((len(opened), width), self._engine.renderer.end_id, dtype=torch.long)
-        mask_RW = torch.zeros((len(opened), width), dtype=torch.bool)
-        position_3RW = torch.zeros((3, len(opened), width), dtype=torch.long)
-        pixels = []
-        for row, conversation in enumerate(opened):
+        shape = (len(copies), width)
+        ids_RW = torch.full(shape, self._engine.renderer.end_id, dtype=torch.long)
+        mask_RW = torch.zeros(shape, dtype=torch.bool)
+        position_3RW = torch.zeros((3, *shape), dtype=torch.long)
+        pixels: list[Pixels] = []
+        for row, (conversation, *others) in enumerate(copies.values()):
             images = [
                 self._engine.renderer.pixels(image)
                 for image in conversation.images[conversation.read_images :]
@@ -232,21 +251,28 @@ class TransformersBatch:
             left = width - len(conversation.pending)
             ids_RW[row, left:] = torch.tensor(conversation.pending)
             mask_RW[row, left:] = True
-            positions, conversation.next_position = self._positions(
+            position_3RW[:, row, left:], after = self._positions(
                 conversation.pending, [image.grid for image in images], conversation.next_position
             )
-            position_3RW[:, row, left:] = positions
-            conversation.read_images = len(conversation.images)
-            conversation.pending = []
+            for same in (conversation, *others):
+                same.next_position = after
+                same.read_images = len(same.images)
+                same.pending = []
         vision: dict[str, Tensor] = {}
         if pixels:
             vision = {
                 "pixel_values": torch.cat([image.values for image in pixels]).to(device),
                 "image_grid_thw": torch.tensor([image.grid for image in pixels], device=device),
             }
-        return self._forward(
+        logits_RV = self._forward(
             ids_RW.to(device), position_3RW.to(device), mask_RW.to(device), **vision
         )
+        if len(copies) == len(opened):
+            return logits_RV
+        at = {id(c): row for row, same in enumerate(copies.values()) for c in same}
+        rows = [at[id(c)] for c in opened]
+        self._keep(rows)
+        return logits_RV[rows]
 
     def _positions(
         self, ids: list[int], grids: list[tuple[int, int, int]], start: int
@@ -262,10 +288,16 @@ class TransformersBatch:
             self._cache = Cache(layers=[_GrowingLayer() for _ in range(layers)])
         elif indices != self._rows:
             where = {index: row for row, index in enumerate(self._rows)}
-            rows = torch.tensor([where[index] for index in indices], device=self._attention.device)  # type: ignore[union-attr]
-            self._cache.batch_select_indices(rows)
-            self._attention = self._attention[rows]  # type: ignore[index]
+            self._keep([where[index] for index in indices])
         self._rows = indices
+
+    def _keep(self, rows: list[int]) -> None:
+        """Make the cache consist of `rows` of itself, repeats allowed."""
+        assert self._cache is not None
+        assert self._attention is not None
+        kept = torch.tensor(rows, device=self._attention.device)
+        self._cache.batch_select_indices(kept)
+        self._attention = self._attention[kept]
 
     def _forward(
         self, ids_RW: Tensor, position_3RW: Tensor, mask_RW: Tensor, **vision: Tensor
