@@ -15,10 +15,9 @@ import openai
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from toolwise.agent import extract_answer
-from toolwise.agent.openai_engine import data_uri
 from toolwise.curation.reexecution import RecordedCall, message_text, recorded_calls
 from toolwise.curation.verdicts import Verdict
-from toolwise.data import Message, Task, Trajectory
+from toolwise.data import Message, Task, Trajectory, data_uri
 from toolwise.data.grading import choice_letter, normalise
 from toolwise.errors import BackendError, InputError
 from toolwise.retry import call_endpoint

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from PIL import Image
+
+from toolwise.errors import InputError
 
 Message = dict[str, Any]
 """One OpenAI-style chat message.
@@ -84,3 +87,13 @@ def encode_image(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def data_uri(image: bytes) -> str:
+    """Encoded image bytes as `data:<type>;base64,…`; raises `InputError` where they are corrupt."""
+    try:
+        with Image.open(io.BytesIO(image)) as header:
+            kind = header.get_format_mimetype()
+    except OSError as error:
+        raise InputError(f"an image cannot be read: {error}") from error
+    return f"data:{kind};base64,{base64.b64encode(image).decode()}"

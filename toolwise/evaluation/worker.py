@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolwise.agent import Engine, Limits, Rollout, Sampling, run_agent
-from toolwise.agent.openai_engine import data_uri
-from toolwise.data import Message, Task
+from toolwise.data import Message, Task, data_uri
 from toolwise.data.parquet import read_tasks
 from toolwise.errors import ToolwiseError
 from toolwise.evaluation.metrics import Mode, RolloutScore, score

@@ -17,8 +17,7 @@ import openai
 import psutil
 
 from toolwise.agent import user_message
-from toolwise.agent.openai_engine import data_uri
-from toolwise.data import Task, grade
+from toolwise.data import Task, data_uri, grade
 from toolwise.errors import BackendError, InputError
 from toolwise.serving.settings import ServingSettings
 from toolwise.storage import atomic_file
