@@ -1,0 +1,168 @@
+"""A checkpoint deployed as a process of its own and asked, with the tiny model in process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+from PIL import Image
+from served import START_SECONDS, free_port
+
+from toolwise.data import Task, encode_image
+from toolwise.errors import BackendError, InputError
+from toolwise.serving.deploy import (
+    LOG,
+    Endpoint,
+    ask,
+    ask_two,
+    deploy_local,
+    is_deployed,
+    stop_local,
+)
+from toolwise.serving.settings import ServingSettings
+from toolwise.synthetic.model import build_model, build_processor
+from toolwise.tools.python import PYTHON_SCHEMA
+from toolwise.tools.text_search import TEXT_SEARCH_SCHEMA
+
+RED = encode_image(Image.new("RGB", (40, 30), "red"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint")
+    processor = build_processor([PYTHON_SCHEMA, TEXT_SEARCH_SCHEMA])
+    processor.save_pretrained(path)
+    build_model(processor.tokenizer).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    path.write_text(json.dumps({"id": "1", "title": "x", "text": "y"}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def settings() -> ServingSettings:
+    return ServingSettings(port=free_port(), max_tokens=8, max_turns=2)
+
+
+@pytest.fixture(scope="module")
+def endpoint(
+    checkpoint: Path, corpus: Path, run_dir: Path, settings: ServingSettings
+) -> Iterator[Endpoint]:
+    yield deploy_local(checkpoint, corpus, run_dir, settings, START_SECONDS)
+    stop_local(run_dir)
+
+
+def test_the_server_outlives_whoever_deployed_it(endpoint: Endpoint, run_dir: Path) -> None:
+    assert is_deployed(run_dir)
+    assert endpoint.pid is not None
+    assert os.getsid(endpoint.pid) == endpoint.pid
+
+
+def test_an_untrained_model_answers_with_its_tokens_counted(endpoint: Endpoint) -> None:
+    reply = ask(endpoint, "What number is on the sign?", [RED])
+    assert set(reply.toolwise) >= {"calls", "tool_calls", "abstained", "stop_reason"}
+    assert reply.seconds > 0
+
+
+def test_the_same_seed_gives_the_same_text(endpoint: Endpoint) -> None:
+    with openai.OpenAI(base_url=endpoint.url, api_key="none") as client:
+
+        def sample(seed: int) -> str | None:
+            reply = client.chat.completions.create(
+                model=endpoint.model,
+                messages=[{"role": "user", "content": "hi"}],
+                temperature=1,
+                seed=seed,
+            )
+            assert reply.usage is not None
+            assert reply.usage.completion_tokens <= 8
+            return reply.choices[0].message.content
+
+        first = sample(1)
+        assert sample(1) == first
+        assert any(sample(seed) != first for seed in range(2, 6))
+
+
+def test_a_conversation_beyond_the_context_is_refused(endpoint: Endpoint) -> None:
+    with pytest.raises(InputError, match="4096"):
+        ask(endpoint, "x" * 5000)
+
+
+def test_two_tasks_are_asked_graded_and_written(endpoint: Endpoint, tmp_path: Path) -> None:
+    direct = Task("a", "test", "math", "2 + 2?", ("4",))
+    needs_tool = Task("b", "test", "perception", "What colour?", ("red",), (RED,), choices=("r",))
+    out = tmp_path / "endpoint.json"
+    answers = ask_two(endpoint, direct, needs_tool, out)
+
+    assert [a.task_id for a in answers] == ["a", "b"]
+    assert not any(a.correct for a in answers)
+    written = json.loads(out.read_text())
+    assert (written["url"], written["pid"]) == (endpoint.url, endpoint.pid)
+    assert [set(a) for a in written["answers"]] == 2 * [
+        {"task_id", "question", "expected", "answer", "correct", "tool_calls", "seconds"}
+    ]
+    assert written["answers"][1]["question"] == "What colour?\n(A) r"
+
+
+def test_another_deployment_on_the_port_is_refused_and_leaves_the_first(
+    endpoint: Endpoint, checkpoint: Path, settings: ServingSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"port {settings.port}"):
+        deploy_local(checkpoint, None, tmp_path, settings, START_SECONDS)
+    assert not is_deployed(tmp_path)
+    assert httpx.get(f"{endpoint.url}/models").status_code == 200
+
+
+def test_deploying_again_replaces_the_server(
+    endpoint: Endpoint, checkpoint: Path, corpus: Path, run_dir: Path, settings: ServingSettings
+) -> None:
+    again = deploy_local(checkpoint, corpus, run_dir, settings, START_SECONDS)
+    assert again.url == endpoint.url
+    assert again.pid != endpoint.pid
+    assert endpoint.pid is not None
+    assert not psutil.pid_exists(endpoint.pid)
+    assert stop_local(run_dir)
+    assert not is_deployed(run_dir)
+    assert not stop_local(run_dir)
+    with pytest.raises(BackendError, match=endpoint.url):
+        ask(endpoint, "anyone there?")
+
+
+def test_what_is_no_checkpoint_is_told_with_the_servers_words(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    settings = ServingSettings(port=free_port())
+    with pytest.raises(InputError, match=r"config\.json"):
+        deploy_local(tmp_path / "model", None, tmp_path / "run", settings, START_SECONDS)
+    assert (tmp_path / "run" / LOG).exists()
+
+
+def test_a_server_that_is_not_ready_in_time_is_stopped(checkpoint: Path, tmp_path: Path) -> None:
+    settings = ServingSettings(port=free_port())
+    with pytest.raises(BackendError, match="not ready within 0 s"):
+        deploy_local(checkpoint, None, tmp_path, settings, ready_seconds=0)
+    assert not is_deployed(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", settings.port))
+
+
+def test_a_process_id_used_again_is_not_stopped(tmp_path: Path) -> None:
+    (tmp_path / "server.json").write_text(
+        json.dumps({"pid": os.getpid(), "created": 1.0, "grace_seconds": 1})
+    )
+    assert not stop_local(tmp_path)
