@@ -14,4 +14,8 @@ def plain_text(text: str, limit: int) -> str:
     """
     text = text.encode("utf-8", "replace").decode()
     text = MARKUP.sub("< ", text)
-    return text if len(text) <= limit else f"{text[:limit]}\n[{len(text) - limit} more characters]"
+    return (
+        text
+        if len(text) <= limit
+        else f"{text[:limit]}\n[{len(text) - limit} more characters not shown]"
+    )

@@ -42,7 +42,7 @@ def create_app(isolation: str = "bubblewrap", workers: int = 2) -> FastAPI:
         await app.state.sessions.aclose()
 
     app = FastAPI(title="Toolwise sandbox", lifespan=lifespan)
-    level = reported_isolation(Isolation(isolation))
+    level = reported_isolation(Isolation(isolation), kernel_log())
 
     @app.exception_handler(BackendError)
     async def unavailable(_: Request, error: BackendError) -> JSONResponse:
@@ -122,9 +122,9 @@ class Sessions:
             await self.close(name)
 
 
-def reported_isolation(between_sessions: Isolation) -> Isolation:
-    """How far this server keeps code from the host: `gvisor` where its kernel is gVisor's."""
-    return Isolation.GVISOR if "gVisor" in kernel_log() else between_sessions
+def reported_isolation(between_sessions: Isolation, log: str) -> Isolation:
+    """How far this server keeps code from the host: `gvisor` where the kernel's log is gVisor's."""
+    return Isolation.GVISOR if "Starting gVisor" in log else between_sessions
 
 
 def kernel_log() -> str:

@@ -209,14 +209,12 @@ class LocalSession:
     def _attempt(self, code: str) -> ToolResult:
         if self._closed:
             raise BackendError("the python session was closed while a call was waiting")
-        images = [_pixels(image) for image in self._images] if self._process is None else []
-        process = self._process = self._process or self._start()
+        process = self._process = self._process or self._start(self._sandbox.worker())
         self._calls += 1
         deadline = time.monotonic() + self._limits.seconds
         try:
             process.sock.settimeout(self._limits.seconds)
-            request = {"call": self._calls, "code": code, "sizes": [size for size, _ in images]}
-            wire.send(process.sock, request, [pixels for _, pixels in images])
+            wire.send(process.sock, {"call": self._calls, "code": code})
             header, blobs = wire.receive(process.sock, *self._reply_bounds, deadline)
             return self._result(header, blobs)
         except TimeoutError:
@@ -228,12 +226,18 @@ class LocalSession:
         except (EOFError, OSError):
             self._discard()
             if not self._closed:
-                self._process = self._start()  # only a healthy worker can: the code is to blame
+                # A worker that can do this is healthy: the code is to blame.
+                self._process = self._start(process.worker)
             return _failed("the python process was killed (too much memory?) or exited", RESTARTED)
 
-    def _start(self) -> Process:
-        worker = self._sandbox.worker()
-        return Process(worker, *worker.start())
+    def _start(self, worker: Worker) -> Process:
+        images = [_pixels(image) for image in self._images]
+        process = Process(worker, *worker.start())
+        process.sock.settimeout(START_SECONDS)
+        with contextlib.suppress(OSError):  # the call that follows finds out what happened
+            sizes = [size for size, _ in images]
+            wire.send(process.sock, {"sizes": sizes}, [pixels for _, pixels in images])
+        return process
 
     def _discard(self) -> None:
         if self._process is not None:

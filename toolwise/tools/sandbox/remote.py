@@ -114,9 +114,7 @@ class RemoteSandbox:
         try:
             return model.model_validate(answer)
         except ValidationError as error:
-            raise BackendError(
-                f"{self._url} does not answer as a sandbox server: {error}"
-            ) from None
+            raise BackendError(f"{self._url} is no sandbox server: {error}") from None
 
     def request(self, method: str, path: str, body: BaseModel | None = None) -> Any:
         """One request, repeated with growing pauses while the server is not available.

@@ -22,41 +22,43 @@ TRACEBACK_CHARS = 2000
 
 
 def serve(sock: socket.socket, limits: dict[str, Any]) -> None:
-    """Answer calls until the host hangs up. The first one brings the task's images."""
+    """Answer calls until the host hangs up; before the first come the task's images."""
     me = os.getpid()
-    wire.send(sock, {"ready": True})
     screen = Screen(limits["images"], limits["pixels"])
-    variables: dict[str, Any] | None = None
-    while True:
-        try:
-            request, blobs = wire.receive(sock, MAX_REQUEST, MAX_REQUEST)
-        except EOFError:
-            return
-        if variables is None:
-            images = [
-                Image.frombytes("RGB", size, pixels)
-                for size, pixels in zip(request["sizes"], blobs, strict=True)
-            ]
-            blobs.clear()
-            variables = {
-                "__name__": "__main__",
-                "Image": Image,
-                "math": math,
-                "np": numpy,
-                "images": images,
-                "image": images[0] if images else None,
-                "show": screen.show,
-            }
-        printed = Printed(limits["text_chars"])
-        screen.shown.clear()
-        error = run(request["code"], f"<call {request['call']}>", variables, printed)
-        if os.getpid() != me:
-            os._exit(0)  # the code forked and came back here
-        if me == 1:
-            end_leftovers()
-        reply = {"call": request["call"], "text": printed.text(), "error": error}
-        sizes = [size for size, _ in screen.shown]
-        wire.send(sock, {**reply, "sizes": sizes}, [pixels for _, pixels in screen.shown])
+    wire.send(sock, {"ready": True})
+    with contextlib.suppress(EOFError):
+        variables = first_variables(*wire.receive(sock, MAX_REQUEST, MAX_REQUEST), screen)
+        while True:
+            request, _ = wire.receive(sock, MAX_REQUEST, 0)
+            printed = Printed(limits["text_chars"])
+            screen.shown.clear()
+            error = run(request["code"], f"<call {request['call']}>", variables, printed)
+            if os.getpid() != me:
+                os._exit(0)  # the code forked and came back here
+            if me == 1:
+                end_leftovers()
+            reply = {"call": request["call"], "text": printed.text(), "error": error}
+            sizes = [size for size, _ in screen.shown]
+            wire.send(sock, {**reply, "sizes": sizes}, [pixels for _, pixels in screen.shown])
+
+
+def first_variables(
+    header: dict[str, Any], pixels: list[bytearray], screen: Screen
+) -> dict[str, Any]:
+    """What the code finds at its first call."""
+    images = [
+        Image.frombytes("RGB", size, data)
+        for size, data in zip(header["sizes"], pixels, strict=True)
+    ]
+    return {
+        "__name__": "__main__",
+        "Image": Image,
+        "math": math,
+        "np": numpy,
+        "images": images,
+        "image": images[0] if images else None,
+        "show": screen.show,
+    }
 
 
 def run(code: str, name: str, variables: dict[str, Any], printed: io.TextIOBase) -> str | None:

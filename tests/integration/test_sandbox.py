@@ -1,0 +1,552 @@
+"""The bubblewrap sandbox against well-meant, broken and hostile code. Every sandbox is real."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import PIL
+import pytest
+from sandbox_tools import descendants, eventually, picture, png, send
+
+from toolwise.data import decode_image
+from toolwise.errors import BackendError, InputError
+from toolwise.tools.sandbox import Isolation, SandboxLimits, SandboxSession, open_sandbox
+from toolwise.tools.sandbox import local as local_sandbox
+from toolwise.tools.sandbox.local import LocalSandbox
+
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing")
+LIMITS = SandboxLimits(seconds=30.0, memory_mb=512)
+REPOSITORY = Path(__file__).parents[2]
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[LocalSandbox]:
+    os.environ["TOOLWISE_TEST_CREDENTIAL"] = "hunter2"
+    pool = LocalSandbox(workers=1, limits=LIMITS)
+    del os.environ["TOOLWISE_TEST_CREDENTIAL"]
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def session(sandbox: LocalSandbox) -> Iterator[SandboxSession]:
+    session = sandbox.open([png(1), png(2)])
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def own_sandbox() -> Iterator[LocalSandbox]:
+    """One that a test may break."""
+    pool = LocalSandbox(workers=1, limits=SandboxLimits(seconds=2.0))
+    yield pool
+    pool.close()
+
+
+class TestWellMeantCode:
+    def test_variables_last_from_call_to_call(self, session: SandboxSession) -> None:
+        assert not session.call("x = 41").is_error
+        assert session.call("print(x + 1)").text == "42"
+
+    def test_the_images_of_the_task_are_there_pixel_for_pixel(
+        self, session: SandboxSession
+    ) -> None:
+        result = session.call("show(image); show(images[1]); print(len(images), image.size)")
+        assert [decode_image(shown) for shown in result.images] == [picture(1), picture(2)]
+        assert result.text == "2 (96, 96)"
+
+    def test_a_shown_crop_is_the_crop(self, session: SandboxSession) -> None:
+        result = session.call("show(image.crop((10, 20, 50, 70)))")
+        assert decode_image(result.images[0]) == picture(1).crop((10, 20, 50, 70))
+        assert result.text == ""
+
+    def test_arrays_and_other_modes_are_shown_as_rgb(self, session: SandboxSession) -> None:
+        result = session.call("show(np.zeros((4, 6, 3), dtype='uint8')); show(image.convert('L'))")
+        assert [decode_image(shown).size for shown in result.images] == [(6, 4), (96, 96)]
+
+    def test_an_image_changed_after_it_was_shown_comes_as_it_was(
+        self, session: SandboxSession
+    ) -> None:
+        result = session.call("show(image)\nimage.paste((0, 0, 0), (0, 0, 96, 96))")
+        assert decode_image(result.images[0]) == picture(1)
+
+    def test_files_under_tmp_last_from_call_to_call(self, session: SandboxSession) -> None:
+        session.call("open('/tmp/note', 'w').write('kept')")
+        assert session.call("print(open('note').read())").text == "kept"
+
+    def test_a_task_without_images_has_none(self, sandbox: LocalSandbox) -> None:
+        session = sandbox.open([])
+        assert session.call("print(image, images)").text == "None []"
+        session.close()
+
+    def test_a_corrupt_image_is_the_inputs_fault(self, sandbox: LocalSandbox) -> None:
+        session = sandbox.open([png()[:200]])
+        with pytest.raises(InputError, match="can't be decoded"):
+            session.call("print(1)")
+
+
+class TestBrokenCode:
+    def test_an_exception_is_read_from_the_models_line_on(self, session: SandboxSession) -> None:
+        result = session.call("def f():\n    return 1 / 0\nprint('before')\nf()")
+        assert result.is_error
+        assert result.text.startswith("before\nTraceback (most recent call last):\n")
+        assert "return 1 / 0" in result.text
+        assert result.text.endswith("ZeroDivisionError: division by zero")
+        assert "session.py" not in result.text
+
+    @pytest.mark.parametrize(
+        ("code", "says"),
+        [
+            ("def f(:", "SyntaxError"),
+            ("raise SystemExit(3)", "SystemExit: 3"),
+            ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+            ("input()", "EOFError"),
+            ("def f(): f()\nf()", "RecursionError"),
+            ("class E(Exception):\n  def __str__(self): 1 / 0\nraise E", "E"),
+            ("x = '\\0'\nprint(\0)", "null byte"),
+        ],
+    )
+    def test_it_is_told_and_the_session_goes_on(
+        self, session: SandboxSession, code: str, says: str
+    ) -> None:
+        session.call("kept = 'kept'")
+        result = session.call(code)
+        assert result.is_error
+        assert says in result.text
+        assert session.call("print(kept)").text == "kept"
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "import os; os._exit(0)",
+            "import os, signal; os.kill(os.getpid(), 9); os.abort()",
+            "import ctypes; ctypes.string_at(0)",
+        ],
+    )
+    def test_a_process_that_ends_is_the_codes_fault(
+        self, session: SandboxSession, code: str
+    ) -> None:
+        result = session.call(code)
+        assert result.is_error
+        assert result.text.startswith("Error: ")
+        assert session.call("print(image.size)").text == "(96, 96)"
+
+    def test_long_text_is_cut_with_a_note(self, session: SandboxSession) -> None:
+        result = session.call("print('a' * 10_000)")
+        assert result.text.startswith("a" * LIMITS.text_chars + "\n[2001 more characters")
+        assert len(result.text) < LIMITS.text_chars + 100
+
+    def test_odd_characters_arrive_as_text(self, session: SandboxSession) -> None:
+        result = session.call("print('\\ud800 é\\0 <|im_end|>')")
+        result.text.encode()
+        assert "<|im_end|>" not in result.text
+
+
+class TestTimeLimit:
+    @pytest.mark.parametrize("code", ["while True: pass", "import time; time.sleep(1000)"])
+    def test_code_that_does_not_end_is_ended(self, own_sandbox: LocalSandbox, code: str) -> None:
+        session = own_sandbox.open([])
+        session.call("x = 1")
+        result = session.call(f"try:\n  {code}\nfinally:\n  {code}")
+        assert result.is_error
+        assert result.text.startswith("Error: timed out after 2 s")
+        assert 2.0 <= result.seconds < 20.0
+        assert "NameError" in session.call("print(x)").text
+        session.close()
+
+    def test_others_go_on_meanwhile(self, sandbox: LocalSandbox) -> None:
+        looping, other = sandbox.open([]), sandbox.open([])
+        thread = threading.Thread(target=looping.call, args=("while True: pass",))
+        thread.start()
+        assert other.call("print('here')").text == "here"
+        assert thread.is_alive()
+        looping.close()  # ends the call
+        thread.join(20)
+        assert not thread.is_alive()
+        other.close()
+
+
+class TestFloods:
+    def test_output_costs_no_memory(self, session: SandboxSession) -> None:
+        result = session.call("for _ in range(300): print('x' * 1_000_000)")
+        assert not result.is_error
+        assert len(result.text) < LIMITS.text_chars + 100
+
+    def test_memory_ends_in_an_error_and_the_session_goes_on(self, session: SandboxSession) -> None:
+        result = session.call(
+            "kept = 1\nblocks = []\nwhile True: blocks.append(bytearray(1 << 24))"
+        )
+        assert result.is_error
+        assert "MemoryError" in result.text
+        assert session.call("del blocks; print(kept)").text == "1"
+
+    def test_the_disk_ends(self, session: SandboxSession) -> None:
+        code = "for i in range(64):\n  open(f'/tmp/{i}', 'wb').write(bytes(1 << 20))"
+        assert "No space left" in session.call(code).text
+        assert "OSError" in session.call("for i in range(9999): open(f'{i}', 'w')").text
+
+    def test_a_fork_bomb_fizzles_out(self, sandbox: LocalSandbox) -> None:
+        quiet = len(descendants())
+        session = sandbox.open([])
+        result = session.call("import os\nwhile True: os.fork()")
+        assert result.is_error
+        assert "BlockingIOError" in result.text
+        assert session.call("print('alive')").text == "alive"
+        session.close()
+        assert eventually(lambda: len(descendants()) <= quiet)
+
+    def test_a_thread_bomb_fizzles_out(self, session: SandboxSession) -> None:
+        code = (
+            "import threading, time\n"
+            "for _ in range(999): threading.Thread(target=time.sleep, args=(60,), daemon=True)"
+            ".start()"
+        )
+        assert "can't start new thread" in session.call(code).text
+
+    def test_images_are_bounded(self, session: SandboxSession) -> None:
+        big = session.call("show(image.resize((3000, 3000)))")
+        assert big.is_error
+        assert "resize it first" in big.text
+        many = session.call("for _ in range(99): show(image)")
+        assert many.is_error
+        assert len(many.images) == LIMITS.images
+
+    def test_what_a_call_started_ends_with_it(self, sandbox: LocalSandbox) -> None:
+        session = sandbox.open([])
+        session.call("1")
+        quiet = len(descendants())
+        code = "import subprocess\nfor _ in range(3): subprocess.Popen(['sleep', '1000'])"
+        assert not session.call(code).is_error
+        assert len(descendants()) == quiet
+        session.close()
+
+
+class TestForgery:
+    """The code shares its process with the end of the wire; the host must take nothing on trust."""
+
+    WIRE = (
+        "import gc, json, os, socket, struct, time\n"
+        "wire = [o for o in gc.get_objects() if isinstance(o, socket.socket)][0]\n"
+        "def reply(more=b'', **header):\n"
+        "  head = json.dumps(header).encode()\n"
+        "  wire.sendall(struct.pack('!I', len(head)) + head + more)\n"
+        "fine = {'call': 2, 'text': '', 'error': None}\n"
+    )
+
+    @pytest.mark.parametrize(
+        "forge",
+        [
+            "wire.sendall(b'\\xff' * 100)",
+            "h = b'[' * 9999; wire.sendall(struct.pack('!I', len(h)) + h)",
+            "h = b'[1]'; wire.sendall(struct.pack('!I', len(h)) + h)",
+            "reply(blobs=[1 << 40])",
+            "reply(blobs=[-5])",
+            "reply(blobs=['x'])",
+            "reply(blobs=[])",
+            "reply(**{**fine, 'call': 999}, sizes=[], blobs=[])",
+            "reply(**{**fine, 'text': 5}, sizes=[], blobs=[])",
+            "reply(b'abc', **fine, sizes=[], blobs=[3])",
+            "reply(b'abc', **fine, sizes=[[9, 9]], blobs=[3])",
+            "reply(b'abc', **fine, sizes=[[-1, -1]], blobs=[3])",
+            "reply(b'abc', **fine, sizes=['ab'], blobs=[3])",
+        ],
+    )
+    def test_a_forged_reply_is_the_models_failure(
+        self, session: SandboxSession, forge: str
+    ) -> None:
+        session.call(self.WIRE)
+        result = session.call(f"{forge}\nos._exit(0)")
+        assert result.is_error
+        assert result.images == ()
+        assert session.call("print('fresh')").text == "fresh"
+
+    def test_a_reply_that_never_ends_times_out(self, own_sandbox: LocalSandbox) -> None:
+        session = own_sandbox.open([])
+        dribble = "while True: wire.sendall(b' '); time.sleep(0.1)"
+        result = session.call(f"{self.WIRE}wire.sendall(struct.pack('!I', 60))\n{dribble}")
+        assert result.text.startswith("Error: timed out")
+        session.close()
+
+
+class TestWalls:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("/root", "/home", "/etc/shadow", "/etc/passwd", "/etc/hostname", "/var", "/sys"),
+            *("/run", "/mnt", "/proc/1", "/proc/self", "/dev/shm", "/dev/tty", "/dev/ptmx"),
+            *(str(REPOSITORY), str(Path.home()), sys.prefix),
+        ],
+    )
+    def test_the_hosts_files_are_not_there(self, session: SandboxSession, path: str) -> None:
+        assert session.call(f"import os; print(os.path.exists({path!r}))").text == "False"
+
+    def test_only_tmp_can_be_written(self, session: SandboxSession) -> None:
+        code = (
+            "import os\nfor top in ('/', '/opt', '/usr', '/usr/lib', '/dev', '/proc', '/etc',\n"
+            "            '/opt/toolwise/inside', '/opt/packages/PIL', '/tmp'):\n"
+            "  try: open(f'{top}/new', 'w'); print(top)\n"
+            "  except OSError: pass"
+        )
+        assert session.call(code).text == "/tmp"
+
+    def test_environment_and_credentials_are_not_there(self, session: SandboxSession) -> None:
+        text = session.call("import os; print(sorted(os.environ), os.getuid(), os.getgid())").text
+        assert "TOOLWISE_TEST_CREDENTIAL" not in text
+        assert "hunter2" not in session.call("import os; print(dict(os.environ))").text
+        assert text.endswith("1000 1000")
+
+    def test_no_network_can_be_reached(self, session: SandboxSession) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            socket.create_connection(("127.0.0.1", port)).close()
+            server.accept()[0].close()
+            tries = (
+                f"import socket; socket.create_connection(('127.0.0.1', {port}), 5)",
+                "import socket; socket.socket(socket.AF_UNIX)",
+                "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+                "import urllib.request; urllib.request.urlopen('http://1.1.1.1', timeout=5)",
+                "import subprocess; subprocess.run(['/usr/bin/bash', '-c', "
+                f"'echo x > /dev/tcp/127.0.0.1/{port}'], check=True)",
+            )
+            for code in tries:
+                assert session.call(code).is_error, code
+            server.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                server.accept()
+
+    def test_sessions_do_not_see_each_others_files(self, sandbox: LocalSandbox) -> None:
+        one, other = sandbox.open([]), sandbox.open([])
+        one.call("open('/tmp/secret', 'w').write('s')")
+        assert other.call("import os; print(os.listdir('/tmp'))").text == "[]"
+        one.close()
+        other.close()
+
+    def test_neither_other_sessions_nor_the_supervisor_can_be_killed(
+        self, sandbox: LocalSandbox
+    ) -> None:
+        victim, killer = sandbox.open([]), sandbox.open([])
+        victim.call("x = 'alive'")
+        workers = descendants()
+        code = (
+            "import os, signal\n"
+            "print(os.getpid(), os.getppid())\n"
+            "for target in [-1, 0, *range(2, 3000)]:\n"
+            "  try: os.kill(target, signal.SIGKILL)\n"
+            "  except OSError: pass\n"
+        )
+        assert killer.call(code).text == "1 0"  # it sees nobody above or beside it
+        assert victim.call("print(x)").text == "alive"
+        assert workers <= descendants()
+        victim.close()
+        killer.close()
+
+    def test_privileged_syscalls_are_refused(self, session: SandboxSession) -> None:
+        code = (
+            "import ctypes, os\n"
+            "libc = ctypes.CDLL(None, use_errno=True)\n"
+            "calls = {\n"
+            "  'unshare': lambda: libc.unshare(0x10000000),\n"
+            "  'clone': lambda: libc.syscall(56 if os.uname().machine == 'x86_64' else 220,\n"
+            "                                0x10000011, 0, 0, 0, 0),\n"
+            "  'mount': lambda: libc.mount(b'tmpfs', b'/tmp', b'tmpfs', 0, None),\n"
+            "  'umount': lambda: libc.umount2(b'/proc', 2),\n"
+            "  'ptrace': lambda: libc.ptrace(0, 0, 0, 0),\n"
+            "  'setns': lambda: libc.setns(0, 0),\n"
+            "  'chroot': lambda: libc.chroot(b'/tmp'),\n"
+            "  'memfd': lambda: libc.memfd_create(b'x', 0),\n"
+            "  'shmget': lambda: libc.shmget(0, 4096, 0o1600),\n"
+            "}\n"
+            "for name, call in calls.items():\n"
+            "  if call() != -1 or ctypes.get_errno() != 1: print(name)\n"
+            "print(libc.prctl(39, 0, 0, 0, 0), libc.setuid(0))\n"
+        )
+        assert session.call(code).text == "1 -1"  # no_new_privs holds, and no way back to root
+
+    def test_no_session_runs_as_root_of_the_host(self, sandbox: LocalSandbox) -> None:
+        before = descendants()
+        session = sandbox.open([])
+        session.call("1")
+        (process,) = descendants() - before
+        status = Path(f"/proc/{process}/status").read_text()
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert "0" not in fields["Uid"].split()
+        assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
+        assert fields["NoNewPrivs"] == "1"
+        assert fields["Seccomp"] == "2"
+        session.close()
+
+
+class TestTheSandboxItself:
+    def test_a_worker_that_died_is_replaced_without_a_trace(
+        self, own_sandbox: LocalSandbox
+    ) -> None:
+        own_sandbox.open([]).call("1")
+        send(signal.SIGKILL, descendants())
+        assert own_sandbox.open([]).call("print('here')").text == "here"
+
+    def test_a_worker_killed_during_a_first_call_loses_nothing(
+        self, own_sandbox: LocalSandbox
+    ) -> None:
+        others = descendants()
+        session = own_sandbox.open([])
+        own_sandbox.open([]).call("1")
+        idle = descendants() - others
+        texts: list[str] = []
+        code = "import time; time.sleep(1); print('done')"
+        thread = threading.Thread(target=lambda: texts.append(session.call(code).text))
+        thread.start()
+        assert eventually(lambda: bool(descendants() - others - idle))
+        send(signal.SIGKILL, idle)
+        thread.join(60)
+        assert texts == ["done"]
+
+    def test_variables_lost_with_a_worker_stop_the_step(self, own_sandbox: LocalSandbox) -> None:
+        others = descendants()
+        session = own_sandbox.open([])
+        session.call("x = 1")
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                session.call("import time; time.sleep(1.5)")
+            except BackendError as error:
+                errors.append(error)
+
+        mine = descendants() - others
+        thread = threading.Thread(target=call)
+        thread.start()
+        send(signal.SIGKILL, mine)
+        thread.join(60)
+        assert len(errors) == 1
+        assert own_sandbox.open([]).call("print('next')").text == "next"
+
+    def test_a_supervisor_that_does_not_answer_is_replaced(
+        self, own_sandbox: LocalSandbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        others = descendants()
+        own_sandbox.open([]).call("1")
+        stuck = descendants() - others
+        send(signal.SIGSTOP, stuck)
+        monkeypatch.setattr(local_sandbox, "START_SECONDS", 10.0)
+        assert own_sandbox.open([]).call("print('here')").text == "here"
+        assert eventually(lambda: not stuck & descendants())
+
+    def test_three_hundred_sessions_leave_nothing_behind(self, sandbox: LocalSandbox) -> None:
+        sandbox.open([png()]).call("1")
+        descriptors, processes = open_files(), len(descendants())
+        for number in range(300):
+            session = sandbox.open([png()])
+            assert session.call(f"print({number})").text == str(number)
+            session.close()
+        assert open_files() <= descriptors
+        assert eventually(lambda: len(descendants()) <= processes)
+
+    def test_closing_ends_every_process(self) -> None:
+        others = descendants()
+        pool = LocalSandbox(workers=2)
+        sessions = [pool.open([]) for _ in range(4)]
+        for session in sessions:
+            session.call("1")
+        pool.close()
+        assert descendants() <= others
+
+    def test_processes_end_with_the_host(self) -> None:
+        code = (
+            "import os, signal\n"
+            "from toolwise.tools.sandbox.local import LocalSandbox\n"
+            "session = LocalSandbox(workers=1).open([])\n"
+            "session.call('1')\n"
+            "print('ready', flush=True)\n"
+            "signal.pause()\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as host:
+            assert host.stdout is not None
+            assert host.stdout.readline() == b"ready\n"
+            started = descendants(host.pid)
+            assert len(started) >= 2
+            host.kill()
+        assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
+
+    def test_without_bubblewrap_the_message_names_the_command(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(BackendError, match="apt-get install bubblewrap"):
+            open_sandbox("bubblewrap")
+
+    def test_a_bubblewrap_that_fails_is_quoted(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        says = "bwrap: No permissions to create new namespace"
+        bwrap = tmp_path / "bwrap"
+        bwrap.write_text(f"#!/bin/sh\necho '{says}' >&2\nexit 1")
+        bwrap.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        pool = open_sandbox("bubblewrap", workers=1)
+        with pytest.raises(BackendError, match=says):
+            pool.open([]).call("1")
+        pool.close()
+
+    def test_none_must_be_asked_for_by_name(self) -> None:
+        pool = open_sandbox("none", workers=1)
+        assert pool.isolation is Isolation.NONE
+        session = pool.open([png()])
+        assert session.call("print(image.size)").text == "(96, 96)"
+        assert session.call("import os; print(os.path.exists('/etc'))").text == "True"
+        pool.close()
+
+    @pytest.mark.parametrize("isolation", ["", "docker", "gvisor"])
+    def test_a_level_that_is_not_there_is_refused(self, isolation: str) -> None:
+        with pytest.raises(InputError, match="isolation"):
+            open_sandbox(isolation)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+    def test_it_works_for_an_ordinary_user_too(self, tmp_path: Path) -> None:
+        # Interpreter and packages may lie in root's home: bound where anybody can read them.
+        for name in ("python", "packages", "repository"):
+            (tmp_path / name).mkdir()
+        packages = Path(PIL.__file__).parents[1]
+        code = (
+            "import os; assert os.getuid() == 65534\n"
+            "from toolwise.tools.sandbox.local import LocalSandbox\n"
+            "session = LocalSandbox(workers=1).open([])\n"
+            "print(session.call('import os; print(os.getpid(), os.getuid())').text)\n"
+            "print(session.call('import os\\nwhile True: os.fork()').text[-60:])\n"
+        )
+        executable = Path(sys.executable).resolve().relative_to(Path(sys.base_prefix).resolve())
+        script = f"""
+            set -e
+            cd {tmp_path}
+            mount --bind {Path(sys.base_prefix).resolve()} python
+            mount --bind {packages} packages
+            mount --bind {REPOSITORY} repository
+            exec env -i PATH=/usr/bin:/bin LD_LIBRARY_PATH={tmp_path}/python/lib \
+                PYTHONPATH={tmp_path}/repository:{tmp_path}/packages PYTHONDONTWRITEBYTECODE=1 \
+                setpriv --reuid 65534 --regid 65534 --clear-groups \
+                python/{executable} -c "$CODE"
+        """
+        for folder in (tmp_path, *tmp_path.parents[:3]):
+            if folder.stat().st_uid == os.geteuid() and folder != Path("/tmp"):
+                folder.chmod(0o755)
+        run = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script],
+            env={**os.environ, "CODE": code},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith("1 1000\n")
+        assert "BlockingIOError" in run.stdout

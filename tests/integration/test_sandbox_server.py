@@ -1,0 +1,195 @@
+"""The sandbox server as a process of its own, spoken to over HTTP by its client and by others."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import httpx
+import pytest
+from sandbox_tools import descendants, eventually, picture, png
+
+from toolwise.data import decode_image
+from toolwise.errors import BackendError, InputError
+from toolwise.tools.python import PythonTool
+from toolwise.tools.sandbox import Isolation, open_sandbox
+from toolwise.tools.server import reported_isolation
+
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def start(port: int, isolation: str = "bubblewrap") -> subprocess.Popen[bytes]:
+    arguments = ["--port", str(port), "--isolation", isolation, "--workers", "1"]
+    server = subprocess.Popen([sys.executable, "-m", "toolwise.tools.server", *arguments])
+
+    def healthy() -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/health").is_success
+        except httpx.TransportError:
+            return False
+
+    assert eventually(healthy, 120.0)
+    return server
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    server.send_signal(signal.SIGTERM)
+    server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    port = free_port()
+    server = start(port)
+    yield f"http://127.0.0.1:{port}"
+    stop(server)
+
+
+def test_a_session_on_the_server_is_like_one_here(url: str) -> None:
+    sandbox = open_sandbox("bubblewrap", url=url)
+    assert sandbox.isolation is Isolation.BUBBLEWRAP
+    session = sandbox.open([png(1), png(2)])
+    result = session.call("x = 7; show(images[1]); print(image.size)")
+    assert [decode_image(image) for image in result.images] == [picture(2)]
+    assert result.text == "(96, 96)"
+    assert not result.is_error
+    assert session.call("print(x)").text == "7"
+    assert "NameError" in session.call("print(y)").text
+    assert session.call("print(y)").is_error
+    session.close()
+    session.close()
+    sandbox.close()
+
+
+def test_the_python_tool_works_over_it_in_several_event_loops(url: str) -> None:
+    tool = PythonTool(url=url)
+
+    async def one(number: int) -> str:
+        session = await tool.open([])
+        result = await session.call({"code": f"print({number})"})
+        await session.close()
+        return result.text
+
+    async def batch() -> list[str]:
+        return await asyncio.gather(*(one(number) for number in range(20)))
+
+    for _ in range(2):
+        assert asyncio.run(batch()) == [str(number) for number in range(20)]
+    asyncio.run(tool.aclose())
+
+
+def test_a_closed_session_is_gone_from_the_server(url: str) -> None:
+    sandbox = open_sandbox("bubblewrap", url=url)
+    session = sandbox.open([])
+    session.call("1")
+    assert httpx.get(f"{url}/health").json()["sessions"] >= 1
+    session.close()
+    assert eventually(lambda: httpx.get(f"{url}/health").json()["sessions"] == 0)
+    sandbox.close()
+
+
+def test_a_server_weaker_than_accepted_is_refused(url: str) -> None:
+    with pytest.raises(BackendError, match=r"isolates by 'bubblewrap'.*'gvisor'"):
+        open_sandbox("gvisor", url=url)
+
+
+def test_a_corrupt_image_is_the_inputs_fault(url: str) -> None:
+    sandbox = open_sandbox("bubblewrap", url=url)
+    with pytest.raises(InputError, match="can't be decoded"):
+        sandbox.open([png()[:100]]).call("1")
+    sandbox.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/sessions", {"images": ["not base64!"]}, 422),
+        ("POST", "/sessions", {"images": "x"}, 422),
+        ("POST", "/sessions/unknown/calls", {"code": "1"}, 404),
+        ("POST", "/sessions/unknown/calls", {"code": 1}, 422),
+        ("DELETE", "/sessions/unknown", None, 204),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(
+    url: str, method: str, path: str, body: dict[str, object] | None, status: int
+) -> None:
+    response = httpx.request(method, url + path, json=body)
+    assert response.status_code == status
+    if status >= 400:
+        assert response.json()["detail"]
+
+
+def test_the_wire_format_is_what_a_stranger_would_send(url: str) -> None:
+    images = [base64.b64encode(png(3)).decode()]
+    name = httpx.post(f"{url}/sessions", json={"images": images}).json()["id"]
+    answer = httpx.post(f"{url}/sessions/{name}/calls", json={"code": "show(image)"}).json()
+    assert decode_image(base64.b64decode(answer["images"][0])) == picture(3)
+    assert httpx.delete(f"{url}/sessions/{name}").status_code == 204
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(BackendError, match=address):
+        open_sandbox("gvisor", url=address)
+
+
+def test_something_else_that_answers_is_refused() -> None:
+    class Hello(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"hello": "world"}')
+
+    with HTTPServer(("127.0.0.1", 0), Hello) as other:
+        Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(BackendError, match="is no sandbox server"):
+            open_sandbox("bubblewrap", url=f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+
+
+def test_a_restart_costs_a_fresh_session_nothing_and_stops_one_with_variables() -> None:
+    port = free_port()
+    server = start(port)
+    sandbox = open_sandbox("bubblewrap", url=f"http://127.0.0.1:{port}")
+    with_variables, fresh = sandbox.open([]), sandbox.open([])
+    with_variables.call("x = 1")
+    processes = descendants(server.pid)
+    stop(server)
+    assert not processes & descendants()
+    server = start(port)
+    with pytest.raises(BackendError, match="no such session"):
+        with_variables.call("print(x)")
+    assert fresh.call("print('fresh')").text == "fresh"
+    sandbox.close()
+    stop(server)
+
+
+def test_a_server_without_a_sandbox_says_so() -> None:
+    port = free_port()
+    server = start(port, "none")
+    assert httpx.get(f"http://127.0.0.1:{port}/health").json()["isolation"] == "none"
+    with pytest.raises(BackendError, match="'none'"):
+        open_sandbox("bubblewrap", url=f"http://127.0.0.1:{port}")
+    open_sandbox("none", url=f"http://127.0.0.1:{port}").close()
+    stop(server)
+
+
+def test_gvisor_is_told_by_its_kernel_log() -> None:
+    gvisor = "[    0.000000] Starting gVisor...\n[    0.354495] Daemonizing children...\n"
+    linux = "[    0.000000] Linux version 6.1.0\n"
+    assert reported_isolation(Isolation.BUBBLEWRAP, gvisor) is Isolation.GVISOR
+    assert reported_isolation(Isolation.BUBBLEWRAP, linux) is Isolation.BUBBLEWRAP
+    assert reported_isolation(Isolation.NONE, "") is Isolation.NONE
