@@ -39,7 +39,9 @@ def test_the_seed_is_the_only_parameter(tmp_path: Path):
 
 def test_deployment_stands_behind_the_promotion(tmp_path: Path):
     components = compiled("demo", tmp_path)[0]["components"]
-    holders = [name for name, c in components.items() if "deploy" in c.get("dag", {}).get("tasks", {})]
+    holders = [
+        name for name, c in components.items() if "deploy" in c.get("dag", {}).get("tasks", {})
+    ]
     assert len(holders) == 1
     branches = components["comp-condition-branches-2"]["dag"]["tasks"]
     condition = branches[holders[0].removeprefix("comp-")]["triggerPolicy"]["condition"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from toolwise.steps.running import FinishedStep, Step, experiment_name, perform,
 
 if TYPE_CHECKING:
     from toolwise.data import Task
+    from toolwise.profile import PublishedData
 
 RUN_ID_FILE = "mlflow_run"
 """File of an evaluation with the id of the MLflow run that holds it, for the registry."""
@@ -26,18 +28,31 @@ def prepare_data(step: Step) -> Outputs:
 
     settings = step.settings_as(DataSettings)
     folder = step.folder / "data"
-    if settings.signboard:
+    if settings.published:
+        _fetch(settings.published, folder)
+    elif settings.signboard:
         from toolwise.synthetic.environment import write_signboard
 
         write_signboard(folder, step.seed, settings.signboard)
-    else:
-        raise NotImplementedError
     return {
         "trajectories": folder / "raw_trajectories.parquet",
         "tasks": folder / "rl_tasks.parquet",
         "benchmark": folder / "benchmark.parquet",
         "corpus": folder / "corpus.jsonl",
     }
+
+
+def _fetch(published: PublishedData, folder: Path) -> None:
+    """Copy published data row by row, so that what cannot be read is found now."""
+    from toolwise.data import parquet
+    from toolwise.storage import atomic_directory, local_copy
+
+    with atomic_directory(folder) as room:
+        trajectories = parquet.iterate_trajectories(published.trajectories)
+        parquet.write_trajectories(room / "raw_trajectories.parquet", trajectories)
+        parquet.write_tasks(room / "rl_tasks.parquet", parquet.iterate_tasks(published.tasks))
+        parquet.write_tasks(room / "benchmark.parquet", parquet.iterate_tasks(published.benchmark))
+        shutil.copyfile(local_copy(published.corpus), room / "corpus.jsonl")
 
 
 def base_model(step: Step) -> Outputs:
