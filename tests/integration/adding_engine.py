@@ -25,6 +25,7 @@ class AddingEngine:
 
     log: Path
     name: str = "adding"
+    max_result_chars: int = 4096
 
     def start(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]

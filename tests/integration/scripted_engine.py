@@ -15,6 +15,7 @@ class ScriptedEngine:
 
     def __init__(self, model: Model, name: str = "scripted") -> None:
         self.name = name
+        self.max_result_chars = 4096
         self.model = model
         self.batches: list[tuple[int, bool, int | None]] = []
         """Conversations, tools offered, seed."""

@@ -16,6 +16,7 @@ class ComputingEngine:
     """Blocks its thread until told, and notes what it was asked, in which thread."""
 
     name = "computing"
+    max_result_chars = 4096
 
     def __init__(self) -> None:
         self.computing = threading.Event()

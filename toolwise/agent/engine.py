@@ -91,6 +91,8 @@ class Engine(Protocol):
     """A model that can be talked to; raises `BackendError` when it cannot."""
 
     name: str
+    max_result_chars: int
+    """Longest text of one tool result this model should be given; the loop cuts what is longer."""
 
     def start(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from toolwise.agent.engine import Batch, Engine, Sampling, TokenRecord, Turn
@@ -154,7 +154,9 @@ async def run_agent(
                 break
             await asyncio.gather(
                 *(
-                    _run_calls(rollouts[i], parsed, by_name, sessions[i], limits, batch, on_event)
+                    _run_calls(
+                        rollouts[i], parsed, by_name, sessions[i], limits, engine, batch, on_event
+                    )
                     for i, parsed in calling
                 )
             )
@@ -198,6 +200,7 @@ async def _run_calls(
     tools: dict[str, Tool],
     sessions: dict[str, ToolSession],
     limits: Limits,
+    engine: Engine,
     batch: Batch,
     on_event: OnEvent | None,
 ) -> None:
@@ -205,6 +208,7 @@ async def _run_calls(
     replies: list[Message] = []
     for call in parsed.calls:
         result = await _run_call(rollout, call, tools, sessions, limits)
+        result = _cut(result, engine.max_result_chars)
         record = CallRecord(call.name, call.arguments, result)
         replies.append(tool_message(f"call_{rollout.tool_calls}", result))
         rollout.calls.append(record)
@@ -236,6 +240,14 @@ async def _run_call(
         return await sessions[call.name].call(call.arguments)
     except ToolError as error:
         return ToolResult(f"Error: {error}", is_error=True, seconds=time.perf_counter() - started)
+
+
+def _cut(result: ToolResult, limit: int) -> ToolResult:
+    """A long text's beginning, or an error's end, which is where it says what went wrong."""
+    if len(result.text) <= limit:
+        return result
+    text = f"…{result.text[-limit:]}" if result.is_error else f"{result.text[:limit]}…"
+    return replace(result, text=text)
 
 
 def tool_message(call_id: str, result: ToolResult) -> Message:

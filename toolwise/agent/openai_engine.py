@@ -38,6 +38,7 @@ class OpenAIEngine:
         self, base_url: str, model: str, api_key: str | None = None, timeout: float = 300.0
     ) -> None:
         self.name = f"{model} at {base_url}"
+        self.max_result_chars = MAX_RESULT_CHARS
         self.model = model
         self._connection: dict[str, Any] = {
             "base_url": base_url,

@@ -40,6 +40,8 @@ class TransformersEngine:
     def __init__(self, model: Any, processor: Any, name: str = "transformers") -> None:
         self.model = model
         self.name = name
+        # One result may take up no more than an eighth of the context.
+        self.max_result_chars = int(min(processor.tokenizer.model_max_length, 2**20)) // 8
         self.renderer = Renderer(processor)
         self.suppressed_ids = suppressed_token_ids(processor.tokenizer)
 

@@ -136,7 +136,7 @@ class AgentModel(kserve.Model):
         [rollout] = await run_agent(
             self._agent_engine,
             [task],
-            self._tools if request.tools_offered else (),
+            self._tools,
             sampling=request.sampling(self.settings.max_tokens),
             limits=Limits(
                 self.settings.max_turns, self.settings.max_tool_calls if calls is None else calls
@@ -169,6 +169,7 @@ class ThreadedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
+        self.max_result_chars = engine.max_result_chars
         self.engine = engine
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 

@@ -62,7 +62,7 @@ def build_tokenizer(
         additional_special_tokens=[t for t in QWEN_SPECIALS if t not in _NAMED],
         clean_up_tokenization_spaces=False,
         padding_side="left",
-        model_max_length=4096,
+        model_max_length=512,
     )
     fast.chat_template = qwen3_vl_chat_template
     fixed = [*PROTOCOL_TOKENS, "assistant\n", "user\n", "system\n", *_tool_lines(fast, tools)]
@@ -116,7 +116,7 @@ def build_model(
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "head_dim": 32,
-            "max_position_embeddings": 4096,
+            "max_position_embeddings": 512,
             "tie_word_embeddings": True,
             "rope_parameters": {
                 "rope_type": "default",
