@@ -136,7 +136,7 @@ class AgentModel(kserve.Model):
         [rollout] = await run_agent(
             self._agent_engine,
             [task],
-            self._tools,
+            self._tools if request.tools_offered else (),
             sampling=request.sampling(self.settings.max_tokens),
             limits=Limits(
                 self.settings.max_turns, self.settings.max_tool_calls if calls is None else calls
