@@ -57,7 +57,7 @@ def trajectories() -> list[Trajectory]:
             (blue, {"type": "image", "image": BLUE}),
         )
     ]
-    printed = [call("print(7)"), result({"type": "text", "text": "7\n"}), answer("7")]
+    printed = [call("print(7)"), result({"type": "text", "text": "7"}), answer("7")]
     direct = [Trajectory(t, (question(t), answer(t.answer[0]))) for t in (red, blue, total, free)]
     return [*shown, Trajectory(total, (question(total), *printed)), *direct]
 

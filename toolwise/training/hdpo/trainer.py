@@ -137,6 +137,7 @@ class HDPOTrainer(GRPOTrainer):
             raise TypeError(f"args must be an HDPOConfig, not {type(self.args).__name__}")
         self._agent = agent
         self._tasks = tasks
+        self._seconds = 0.0
         self._scores: _Scores | None = None
         self._logps: Tensor | None = None
         # One conversation per row of the batch at hand, and which of them need a forward pass.
@@ -161,7 +162,9 @@ class HDPOTrainer(GRPOTrainer):
             ),
         )
         self._records = [_record(rollout) for rollout in rollouts]
-        self._metrics[mode]["seconds/rollout"].append(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._metrics[mode]["seconds/rollout"].append(seconds)
+        self._seconds -= seconds
         return (
             [list(record.prompt_ids) for record in self._records],
             [list(record.completion_ids) for record in self._records],
@@ -252,6 +255,16 @@ class HDPOTrainer(GRPOTrainer):
             efficiency = self._efficiency_loss(logps, inputs, mode)
             self._metrics[mode]["loss/efficiency"].append(self._logged(efficiency, mode))
             loss = loss + self.args.efficiency_weight * efficiency
+        return loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's step, timed apart from the rollouts it may start with."""
+        self._seconds -= time.perf_counter()
+        loss = super().training_step(*args, **kwargs)
+        self._seconds += time.perf_counter()
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            self._metrics["train"]["seconds/update"].append(self._seconds)
+            self._seconds = 0.0
         return loss
 
     def _efficiency_loss(self, logps: Tensor, inputs: dict[str, Any], mode: str) -> Tensor:
