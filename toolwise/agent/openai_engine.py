@@ -19,6 +19,8 @@ from toolwise.retry import ATTEMPTS
 
 CONCURRENCY = 32
 """Requests in flight per batch; the server batches them itself."""
+MAX_RESULT_CHARS = 32_768
+"""Of one tool result: a server does not say how long its model's context is."""
 
 
 class OpenAIEngine:
