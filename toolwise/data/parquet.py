@@ -128,6 +128,14 @@ def table_rows(uri: str | Path, columns: list[str] | None = None) -> Iterator[di
         raise InputError(f"{uri} cannot be read as Parquet: {error}") from error
 
 
+def column_names(path: Path) -> list[str]:
+    """Columns of a Parquet file; raises `InputError` where it is not one."""
+    try:
+        return pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+
+
 def _schema(fields: list[tuple[str, pa.DataType]]) -> pa.Schema:
     """Arrow schema carrying the `datasets` features, so that images come back as pictures."""
 
@@ -300,7 +308,7 @@ def _iterate(
         try:
             record = read(row)
         except (ValidationError, InputError) as error:
-            reason = _reason(error)
+            reason = rejection_reason(error)
             if rejects is None:
                 raise InputError(f"{uri}, row {number}: {reason}") from error
             rejects.add(str(uri), number, reason)
@@ -308,7 +316,8 @@ def _iterate(
             yield record
 
 
-def _reason(error: ValidationError | InputError) -> str:
+def rejection_reason(error: ValidationError | InputError) -> str:
+    """What was wrong with a row, in one line."""
     if isinstance(error, InputError):
         return str(error)
     first = error.errors(include_input=False, include_url=False)[0]
