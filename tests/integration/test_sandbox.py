@@ -210,10 +210,15 @@ class TestFloods:
     def test_a_thread_bomb_fizzles_out(self, session: SandboxSession) -> None:
         code = (
             "import threading, time\n"
-            "for _ in range(999): threading.Thread(target=time.sleep, args=(60,), daemon=True)"
-            ".start()"
+            "threading.stack_size(1 << 16)\n"
+            "def wait(): time.sleep(60)\n"
+            "try:\n"
+            "  while True: threading.Thread(target=wait, daemon=True).start()\n"
+            "finally: print(threading.active_count())"
         )
-        assert "can't start new thread" in session.call(code).text
+        result = session.call(code)
+        assert "can't start new thread" in result.text
+        assert int(result.text.split("\n")[0]) <= LIMITS.processes
 
     def test_images_are_bounded(self, session: SandboxSession) -> None:
         big = session.call("show(image.resize((3000, 3000)))")
