@@ -21,7 +21,7 @@ from toolwise.errors import InputError
 from toolwise.evaluation.metrics import RolloutScore, solvable_items, summarise, write_scores
 from toolwise.evaluation.report import build_report, print_report
 from toolwise.evaluation.report.__main__ import main
-from toolwise.evaluation.report.plots import training_curves
+from toolwise.evaluation.report.plots import PALETTE, accuracy_against_calls, training_curves
 from toolwise.promotion.gate import GatePolicy, decide
 
 ABILITIES = ("math", "perception", "search")
@@ -361,6 +361,15 @@ def test_the_pictures_are_svg_and_their_words_are_text(built: Path):
     assert ">Items solvable without tools<" in calls
     for words in ("Accuracy", "Tool-call rate", "Size of Q", "Mean |advantage|"):
         assert f">{words}<" in training
+
+
+def test_a_stage_keeps_its_colour_when_another_is_missing(built: Path):
+    report = json.loads(built.read_text())
+    of_hdpo = PALETTE[2].encode()
+    assert of_hdpo in accuracy_against_calls(report)
+    del report["stages"]["base"]
+    assert of_hdpo in accuracy_against_calls(report)
+    assert PALETTE[0].encode() not in accuracy_against_calls(report)
 
 
 def test_samples_show_the_task_image_the_code_the_crop_and_the_answer(built: Path):

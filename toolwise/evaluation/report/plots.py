@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -17,6 +17,7 @@ from matplotlib.typing import RcKeyType
 
 from toolwise.evaluation.report.measures import (
     MODE_LABELS,
+    STAGE_LABELS,
     Report,
     abilities,
     label,
@@ -73,12 +74,11 @@ def calls_by_need(report: Report) -> bytes:
         ("necessary_call_rate", "Items not solvable without tools"),
     )
     figure, rows = _grid(1, 2, panel=(5.4, 0.55 * len(names) + 1.5))
-    shown = stages(report)
+    looks = _looks(report)
     for (metric, title), axes in zip(columns, rows[0], strict=True):
-        for index, stage in enumerate(shown):
-            colour, marker = _look(index)
+        for index, (stage, (colour, marker)) in enumerate(looks.items()):
             for row, ability in enumerate(names):
-                offset = (index - (len(shown) - 1) / 2) * 0.2
+                offset = (index - (len(looks) - 1) / 2) * 0.2
                 for mode, filled in (("greedy", True), ("sampled", False)):
                     found = measure(report, stage, metric, mode, ability)
                     if found is None:
@@ -178,12 +178,11 @@ def in_the_dark(svg: bytes) -> bytes:
 
 def _draw_stages(axes: Axes, report: Report, mode: str, ability: str) -> None:
     path: list[tuple[float, float]] = []
-    for index, stage in enumerate(stages(report)):
+    for stage, (colour, marker) in _looks(report).items():
         accuracy = measure(report, stage, "accuracy", mode, ability)
         calls = measure(report, stage, "tool_call_rate", mode, ability)
         if accuracy is None or calls is None:
             continue
-        colour, marker = _look(index)
         path.append((calls.value, accuracy.value))
         axes.errorbar(
             calls.value,
@@ -230,16 +229,17 @@ def _draw_need(axes: Axes, report: Report, mode: str, ability: str) -> None:
         )
 
 
-def _look(index: int) -> tuple[str, str]:
-    return PALETTE[index % len(PALETTE)], _MARKERS[index % len(_MARKERS)]
+def _looks(report: Report) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each stage; a known stage has its own whatever stands beside it."""
+    order = list(dict.fromkeys([*STAGE_LABELS, *stages(report)]))
+    looks = zip(order, cycle(zip(PALETTE, _MARKERS, strict=True)))
+    return {stage: look for stage, look in looks if stage in report["stages"]}
 
 
 def _stage_handles(report: Report) -> list[Line2D]:
     return [
         Line2D([], [], color=colour, marker=marker, linestyle="", markersize=7, label=label(stage))
-        for stage, (colour, marker) in (
-            (stage, _look(index)) for index, stage in enumerate(stages(report))
-        )
+        for stage, (colour, marker) in _looks(report).items()
     ]
 
 
