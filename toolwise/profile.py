@@ -23,9 +23,9 @@ class PublishedData(BaseModel):
     """Data somebody has published; each a path, `s3://…` or `hf://…`.
 
     Args:
-        trajectories: raw tool-using trajectories (Parquet of `toolwise.data.parquet`).
-        tasks: prompts for reinforcement learning (likewise).
-        benchmark: held-out tasks (likewise).
+        trajectories: raw tool-using trajectories, in any format `toolwise.data.sources` reads.
+        tasks: prompts for reinforcement learning.
+        benchmark: held-out tasks.
         corpus: JSON lines for `text_search`.
     """
 

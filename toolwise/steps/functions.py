@@ -29,7 +29,7 @@ def prepare_data(step: Step) -> Outputs:
     settings = step.settings_as(DataSettings)
     folder = step.folder / "data"
     if settings.published:
-        _fetch(settings.published, folder)
+        _fetch(settings.published, folder, step)
     elif settings.signboard:
         from toolwise.synthetic.environment import write_signboard
 
@@ -42,17 +42,28 @@ def prepare_data(step: Step) -> Outputs:
     }
 
 
-def _fetch(published: PublishedData, folder: Path) -> None:
-    """Copy published data row by row, so that what cannot be read is found now."""
-    from toolwise.data import parquet
+def _fetch(published: PublishedData, folder: Path, step: Step) -> None:
+    """Read published data in its own formats and write it in ours; what cannot be read is kept."""
+    from toolwise.data.parquet import Rejects, write_tasks, write_trajectories
+    from toolwise.data.sources import published_tasks, published_trajectories
     from toolwise.storage import atomic_directory, local_copy
 
     with atomic_directory(folder) as room:
-        trajectories = parquet.iterate_trajectories(published.trajectories)
-        parquet.write_trajectories(room / "raw_trajectories.parquet", trajectories)
-        parquet.write_tasks(room / "rl_tasks.parquet", parquet.iterate_tasks(published.tasks))
-        parquet.write_tasks(room / "benchmark.parquet", parquet.iterate_tasks(published.benchmark))
+        rejects = Rejects(room / "rejects.jsonl")
+        step.events.progress(0, 4, "trajectories")
+        trajectories = published_trajectories(published.trajectories, rejects)
+        write_trajectories(room / "raw_trajectories.parquet", trajectories)
+        step.events.progress(1, 4, "tasks")
+        write_tasks(room / "rl_tasks.parquet", published_tasks(published.tasks, rejects))
+        step.events.progress(2, 4, "benchmark")
+        write_tasks(room / "benchmark.parquet", published_tasks(published.benchmark, rejects))
+        step.events.progress(3, 4, "corpus")
         shutil.copyfile(local_copy(published.corpus), room / "corpus.jsonl")
+    step.run.log({"rejected_rows": rejects.count})
+    if rejects.count:
+        file = folder / "rejects.jsonl"
+        step.run.artifact(file)
+        print(f"{rejects.count} rows could not be read; {file} says which and why")
 
 
 def base_model(step: Step) -> Outputs:
