@@ -118,23 +118,41 @@ class Worker:
         return self._process.poll() is None
 
     def start(self) -> tuple[str, socket.socket]:
-        """Fork a session: its name and our end of its socket.
+        """Ask for a session: its name and our end of its socket, which may be written to at once.
 
         Raises:
-            BackendError: the supervisor does not answer; it is killed.
+            BackendError: the supervisor is gone.
         """
         ours, theirs = socket.socketpair()
+        ours.settimeout(START_SECONDS)
         try:
             with self._lock, theirs:
                 name = str(next(self._names))
                 socket.send_fds(self._control, [f"start {name}".encode()], [theirs.fileno()])
-            header, _ = wire.receive(ours, 1000, 0, time.monotonic() + START_SECONDS)
-            if header != {"ready": True}:
-                raise wire.WireError("not the greeting of a session")
-        except (OSError, EOFError, wire.WireError):
+        except OSError:
             ours.close()
             raise self.failure() from None
         return name, ours
+
+    def await_greeting(self, sock: socket.socket) -> None:
+        """Wait until a session has started.
+
+        Raises:
+            BackendError: it has not; the worker is killed.
+        """
+        try:
+            header, _ = wire.receive(sock, 1000, 0, time.monotonic() + START_SECONDS)
+        except (OSError, EOFError, wire.WireError):
+            raise self.failure() from None
+        if header != {"ready": True}:
+            raise self.failure()
+
+    def check(self) -> None:
+        """Start a session and end it; raises `BackendError` where that fails."""
+        name, sock = self.start()
+        with sock:
+            self.await_greeting(sock)
+        self.end(name)
 
     def end(self, name: str) -> None:
         """Kill a session and everything it started; nothing happens where it is gone already."""
@@ -209,14 +227,21 @@ class LocalSession:
     def _attempt(self, code: str) -> ToolResult:
         if self._closed:
             raise BackendError("the python session was closed while a call was waiting")
+        fresh = self._process is None
         process = self._process = self._process or self._start(self._sandbox.worker())
         self._calls += 1
-        deadline = time.monotonic() + self._limits.seconds
         try:
-            process.sock.settimeout(self._limits.seconds)
-            wire.send(process.sock, {"call": self._calls, "code": code})
+            process.sock.settimeout(START_SECONDS if fresh else self._limits.seconds)
+            with contextlib.suppress(OSError):  # what follows finds out why
+                wire.send(process.sock, {"call": self._calls, "code": code})
+            if fresh:
+                process.worker.await_greeting(process.sock)
+            deadline = time.monotonic() + self._limits.seconds
             header, blobs = wire.receive(process.sock, *self._reply_bounds, deadline)
             return self._result(header, blobs)
+        except BackendError:
+            self._discard()
+            raise
         except TimeoutError:
             self._discard()
             return _failed(f"timed out after {self._limits.seconds:g} s", RESTARTED)
@@ -226,15 +251,14 @@ class LocalSession:
         except (EOFError, OSError):
             self._discard()
             if not self._closed:
-                # A worker that can do this is healthy: the code is to blame.
-                self._process = self._start(process.worker)
+                process.worker.check()  # healthy, so the code is to blame
             return _failed("the python process was killed (too much memory?) or exited", RESTARTED)
 
     def _start(self, worker: Worker) -> Process:
+        """A new process with the task's images under way to it; its greeting is still to come."""
         images = [_pixels(image) for image in self._images]
         process = Process(worker, *worker.start())
-        process.sock.settimeout(START_SECONDS)
-        with contextlib.suppress(OSError):  # the call that follows finds out what happened
+        with contextlib.suppress(OSError):  # waiting for the greeting finds out why
             sizes = [size for size, _ in images]
             wire.send(process.sock, {"sizes": sizes}, [pixels for _, pixels in images])
         return process
