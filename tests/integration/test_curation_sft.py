@@ -219,3 +219,17 @@ def test_rows_and_files_that_cannot_be_used_are_named(signboard: Path, tmp_path:
     assert not (tmp_path / "empty").exists()
     with pytest.raises(InputError, match="absent does not exist"):
         curate_sft(tmp_path / "absent", source, None, tmp_path / "x", SETTINGS, 0)
+
+
+def test_two_runs_never_work_on_the_same_output(signboard: Path, tmp_path: Path) -> None:
+    source = signboard / "raw_trajectories.parquet"
+    refused: list[str] = []
+
+    def second_run(done: int, total: int, note: str) -> None:
+        if not refused:
+            with pytest.raises(InputError, match="another run is at work") as raised:
+                curate_sft(source, source, None, tmp_path / "out", SETTINGS, 0)
+            refused.append(str(raised.value))
+
+    curate(signboard, tmp_path / "out", progress=second_run)
+    assert refused

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from toolwise import __version__
 from toolwise.agent import Engine
+from toolwise.errors import InputError
 from toolwise.storage import local_copy
 from toolwise.tools import Tool, open_tools
 
@@ -62,26 +65,40 @@ def open_workbench(
     """Fetch the inputs and start what is not given; verdicts are kept if the block fails.
 
     Raises:
-        InputError: an input is missing.
+        InputError: an input is missing, or another run is at work on the same output.
         BackendError: the sandbox cannot be had, or storage failed.
     """
     model_path, rows = local_copy(model_dir), local_copy(source)
     corpus_path = local_copy(corpus) if corpus is not None else None
-    if engine is None:
-        from toolwise.agent.transformers_engine import TransformersEngine  # imports torch
-
-        engine = TransformersEngine.load(model_path)
-    opened = open_tools(corpus_path, isolation) if tools is None else []
-    verdicts = out_dir.absolute().parent / f".{out_dir.name}.work"
-    verdicts.mkdir(parents=True, exist_ok=True)
     inputs = [content_stamp(path) for path in (model_path, rows, corpus_path) if path]
+    verdicts = out_dir.absolute().parent / f".{out_dir.name}.work"
+    lock = _lock(verdicts)
+    opened: Sequence[Tool] = []
     try:
-        yield Workbench(
-            rows, engine, tools or opened, seed, verdicts, (__version__, seed, engine.name, inputs)
-        )
+        if engine is None:
+            from toolwise.agent.transformers_engine import TransformersEngine  # imports torch
+
+            engine = TransformersEngine.load(model_path)
+        if tools is None:
+            tools = opened = open_tools(corpus_path, isolation)
+        identity = (__version__, seed, engine.name, inputs)
+        yield Workbench(rows, engine, tools, seed, verdicts, identity)
+        shutil.rmtree(verdicts)
     finally:
         asyncio.run(_close(opened))
-    shutil.rmtree(verdicts)
+        os.close(lock)
+
+
+def _lock(verdicts: Path) -> int:
+    """Make the directory and take it for this process, until the descriptor is closed."""
+    verdicts.mkdir(parents=True, exist_ok=True)
+    lock = os.open(verdicts, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise InputError(f"another run is at work in {verdicts}; wait for it to end") from None
+    return lock
 
 
 async def _close(tools: Sequence[Tool]) -> None:
