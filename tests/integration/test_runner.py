@@ -22,6 +22,7 @@ from toolwise.errors import BackendError, InputError
 from toolwise.evaluation.metrics import RolloutScore, read_scores, summarise
 from toolwise.evaluation.runner import EvaluationSettings, evaluate, plan
 from toolwise.storage import content_digest
+from toolwise.tools.python import PYTHON_SCHEMA
 
 SETTINGS = EvaluationSettings(samples=2, counterfactual_samples=3, batch_size=8)
 
@@ -235,3 +236,18 @@ def test_batches_hold_every_answer_once_with_seeds_of_their_own():
     assert len(answers) == 30
     assert all(len(b.answers) <= SETTINGS.batch_size for b in batches)
     assert len({b.seed for b in batches} | {b.seed for b in plan(TASKS, SETTINGS, 1)}) == 10
+
+
+def test_a_checkpoint_gives_the_same_answers_in_one_process_and_in_two(
+    benchmark: Path, tmp_path: Path
+):
+    from toolwise.synthetic.model import build_model, build_processor
+
+    processor = build_processor([PYTHON_SCHEMA])
+    build_model(processor.tokenizer).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    for processes in (1, 2):
+        settings = SETTINGS.model_copy(update={"processes": processes, "max_tokens": 12})
+        evaluate(tmp_path / "model", benchmark, None, tmp_path / str(processes), settings)
+    assert untimed(tmp_path / "1") == untimed(tmp_path / "2")
+    assert sum(row.completion_tokens for row in untimed(tmp_path / "1")) > 30
