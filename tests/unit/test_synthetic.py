@@ -78,7 +78,7 @@ def test_drawn_questions_are_not_shared_between_splits(environment: Environment)
 def test_a_digit_has_the_pixels_its_size_promises(size: Size) -> None:
     rng = np.random.default_rng(0)
     in_view = perception.CELL[size] / 3 * np.array(perception.FILL[size]) * VIEW / perception.SCENE
-    expected = {Size.LARGE: (13, 15.4), Size.BORDERLINE: (4.3, 5.2), Size.DETAIL: (3, 3.9)}[size]
+    expected = {Size.LARGE: (13, 15.4), Size.BORDERLINE: (4.3, 5.2), Size.DETAIL: (3.4, 4.3)}[size]
     assert expected[0] <= in_view[0] < in_view[1] <= expected[1]
     scene = perception.draw_scene(size, ScanSplit.TRAIN, rng)
     left, top, right, bottom = scene.box

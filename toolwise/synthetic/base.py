@@ -8,8 +8,9 @@ strings and reads a value off a passage, which is what using a tool's result wil
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +33,17 @@ from toolwise.training.batching import IGNORED, collate
 
 # Each lesson's share of a batch.
 _LESSONS = {
-    "page": 0.20,
-    "sign": 0.22,
-    "where": 0.20,
+    "page": 0.18,
+    "sign": 0.26,
+    "where": 0.18,
     "math": 0.12,
-    "fact": 0.10,
-    "repeat": 0.09,
+    "fact": 0.11,
+    "repeat": 0.08,
     "passage": 0.07,
 }
+_QUESTIONS = ("sign", "math", "fact")
+"""Lessons that are questions of the environment: asked half the time with tools on offer."""
+_SCHEMAS = (PYTHON_SCHEMA, TEXT_SEARCH_SCHEMA)
 LABEL_SMOOTHING = 0.015
 """Leaves the model about as unsure of what it knows as published base models are: right nearly
 always when greedy, not in all of eight samples. An infallible base model would leave curation no
@@ -60,7 +64,7 @@ def train_base(
     """
     torch.set_flush_denormal(True)
     torch.manual_seed(seed)
-    processor = build_processor([PYTHON_SCHEMA, TEXT_SEARCH_SCHEMA], PHRASES)
+    processor = build_processor(_SCHEMAS, PHRASES)
     model = build_model(processor.tokenizer, seed=seed).train()
     lessons = _Lessons(Renderer(processor), settings.batch_size, seed)
     # One worker draws and renders on the second core while the model trains on the first.
@@ -122,12 +126,18 @@ class _Lessons(IterableDataset[list[dict[str, torch.Tensor]]]):
         names, shares = list(_LESSONS), list(_LESSONS.values())
         while True:
             drawn = self._rng.choice(names, size=self._batch_size, p=shares)
-            conversations = [self._renderer.conversation(self._lesson(str(n))) for n in drawn]
+            conversations = [
+                self._renderer.conversation(self._lesson(name), self._tools(name)) for name in drawn
+            ]
             parts = (
                 [c for c in conversations if c.images],
                 [c for c in conversations if not c.images],
             )
             yield [collate(part, self._renderer) for part in parts if part]
+
+    def _tools(self, name: str) -> Sequence[dict[str, Any]]:
+        """The tools a lesson's prompt offers, though none of them is ever called here."""
+        return _SCHEMAS if name in _QUESTIONS and self._rng.random() < 0.5 else ()
 
     def _lesson(self, name: str) -> list[Message]:
         rng = self._rng

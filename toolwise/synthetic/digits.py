@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +32,7 @@ class ScanSplit(StrEnum):
 @cache
 def scans(split: ScanSplit) -> dict[int, tuple[Image.Image, ...]]:
     """8×8 grey images (ink is bright) of one split, by digit."""
-    data = load_digits()
+    data: Any = load_digits()
     _, neighbours = NearestNeighbors(n_neighbors=6).fit(data.data).kneighbors(data.data)
     legible = (data.target[neighbours] == data.target[:, None]).all(axis=1)
     by_digit: dict[int, list[Image.Image]] = {digit: [] for digit in range(10)}

@@ -30,6 +30,12 @@ QWEN_SPECIALS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+_VISION_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
 PROTOCOL_TOKENS = (
     "<tool_call>",
     "</tool_call>",
@@ -67,7 +73,8 @@ def build_tokenizer(
     fast.chat_template = qwen3_vl_chat_template
     fixed = [*PROTOCOL_TOKENS, "assistant\n", "user\n", "system\n", *_tool_lines(fast, tools)]
     fixed += [phrase for phrase in phrases if phrase not in fixed]
-    fast.add_tokens([AddedToken(text, normalized=False, special=False) for text in fixed])
+    whole: list[str | AddedToken] = [AddedToken(t, normalized=False, special=False) for t in fixed]
+    fast.add_tokens(whole)
     return fast
 
 
@@ -105,7 +112,9 @@ def build_model(
     tokenizer: PreTrainedTokenizerFast, *, seed: int = 0
 ) -> Qwen3VLForConditionalGeneration:
     """The untrained tiny model (about 1 M parameters, float32)."""
-    ids = tokenizer.convert_tokens_to_ids
+    vision_ids: dict[str, Any] = {
+        name: tokenizer.convert_tokens_to_ids(token) for name, token in _VISION_TOKENS.items()
+    }
     torch.manual_seed(seed)
     config = Qwen3VLConfig(
         text_config={
@@ -143,11 +152,8 @@ def build_model(
             "deepstack_visual_indexes": [0],
             "initializer_range": 0.08,
         },
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=True,
+        **vision_ids,
     )
     model = Qwen3VLForConditionalGeneration(config)
     # Positions as loud as patches: at initializer_range the model does not learn where things are.

@@ -1,7 +1,7 @@
 """Perception: read the number on a sign, which may be large, borderline, or a tiny detail.
 
 A 288×288 scene is shown to the model as a 48×48 view. A large sign, with about 14 pixels a digit,
-can be read there at once. A detail, with three or four, stands in one cell of a 3×3 grid and can be
+can be read there at once. A detail, with about four, stands in one cell of a 3×3 grid and can be
 read only after `python` has cropped that cell, which the view then enlarges three times.
 """
 
@@ -29,7 +29,7 @@ class Size(StrEnum):
 
 CELL = {Size.LARGE: SCENE, Size.BORDERLINE: SCENE // 3, Size.DETAIL: SCENE // 3}
 """Side of the cell a sign stands in, in scene pixels; a digit stands in a third of that."""
-FILL = {Size.LARGE: (0.82, 0.96), Size.BORDERLINE: (0.82, 0.96), Size.DETAIL: (0.58, 0.72)}
+FILL = {Size.LARGE: (0.82, 0.96), Size.BORDERLINE: (0.82, 0.96), Size.DETAIL: (0.66, 0.80)}
 """Height of a digit as a share of its third, from and up to."""
 
 QUESTION = "What number is on the sign?"
