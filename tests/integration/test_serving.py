@@ -202,6 +202,22 @@ def test_an_image_reaches_the_model_and_the_python_session(
     assert upstream.requests[-1]["messages"][0]["content"][0]["image_url"]["url"] == picture()
 
 
+def test_the_conversation_reaches_the_model_as_it_was_sent(
+    server: ServedProcess, upstream: ScriptedServer
+) -> None:
+    sent: list[Any] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "<answer>two</answer>"},
+    ]
+    reply = server.client.chat.completions.create(model="toolwise", messages=sent)
+    assert reply.choices[0].message.content == "two"
+    received = upstream.requests[-1]["messages"]
+    assert [m["role"] for m in received] == [m["role"] for m in sent]
+    assert [m["content"][0]["text"] for m in received] == [m["content"] for m in sent]
+
+
 def test_tools_none_offers_none_and_runs_none(
     server: ServedProcess, upstream: ScriptedServer
 ) -> None:
