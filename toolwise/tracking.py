@@ -141,6 +141,8 @@ def resume_pipeline_run(experiment: str, name: str, *, uri: str | None = None) -
         if runs:
             run_id = runs[0].info.run_id
             connection.request(lambda client: client.update_run(run_id, "RUNNING"))
+            if FAILURE_TAG in runs[0].data.tags:
+                connection.request(lambda client: client.delete_tag(run_id, FAILURE_TAG))
             return run_id
     return start_pipeline_run(experiment, name, tags={PIPELINE_RUN_TAG: name}, uri=uri)
 

@@ -95,6 +95,17 @@ def test_the_parent_run_closes_with_the_state_of_the_pipeline(
     assert run.data.tags[tracking.FAILURE_TAG] == "train_sft failed"
 
 
+def test_a_pipeline_run_started_again_goes_on_in_the_same_parent_run(
+    client: MlflowClient, uri: str
+):
+    first = tracking.resume_pipeline_run("resumed", "seed 0", uri=uri)
+    tracking.end_pipeline_run(first, failure="killed", uri=uri)
+    assert tracking.resume_pipeline_run("resumed", "seed 0", uri=uri) == first
+    assert client.get_run(first).info.status == "RUNNING"
+    assert tracking.FAILURE_TAG not in client.get_run(first).data.tags
+    assert tracking.resume_pipeline_run("resumed", "seed 1", uri=uri) != first
+
+
 def test_a_step_whose_process_was_killed_is_marked_when_it_runs_again(
     client: MlflowClient, parent: str, uri: str
 ):
