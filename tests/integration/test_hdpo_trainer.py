@@ -179,6 +179,19 @@ class TestOnTheAgentLoop:
             wrong, _ = trainer.record_logps(trainer.model, blind, mask.shape[1])
         assert (wrong - sampled)[mask].abs().max() > 1e-2
 
+    def test_tokens_the_engine_never_samples_are_no_part_of_the_distribution(
+        self, checkpoint: Path, tools: Sequence[Tool], tmp_path: Path
+    ) -> None:
+        # An untrained model gives control tokens their full share, some two in a hundred.
+        trainer = on_agent(checkpoint.with_name("base"), tools, tmp_path, max_completion_length=8)
+        batch = scored_batch(trainer)
+        mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
+        with torch.no_grad():
+            logps, _ = trainer.record_logps(trainer.model, batch["records"], mask.shape[1])
+        sampled = batch["sampling_per_token_logps"]
+        torch.testing.assert_close(logps[mask], sampled[mask], atol=1e-4, rtol=0)
+        assert trainer.model.get_output_embeddings().bias is None
+
     @pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
     def test_loss_is_hdpo_loss_of_the_batch(
         self, checkpoint: Path, tools: Sequence[Tool], tmp_path: Path, loss_type: str

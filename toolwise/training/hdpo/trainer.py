@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import accelerate.utils
 import torch
@@ -51,7 +51,9 @@ class HDPOConfig(GRPOConfig):
     rollout's tokens, then over rollouts; any other: over tokens).
     """
 
-    w_acc: float = field(default=1.0, metadata={"help": "Weight of the accuracy channel."})
+    w_acc: float = field(
+        default=1.0, metadata={"help": "Weight of the accuracy channel, TRL's loss."}
+    )
     w_tool: float = field(default=0.15, metadata={"help": "Weight of the efficiency channel."})
     variant: Variant = field(
         default="hdpo",
@@ -117,6 +119,10 @@ class HDPOTrainer(GRPOTrainer):
 
     _name = "HDPO"
     _tag_names = ("trl", "hdpo")
+    _paper: ClassVar = {
+        "title": "Act Wisely: Cultivating Meta-Cognitive Tool Use in Agentic Multimodal Models",
+        "id": "2604.08545",
+    }
     args: HDPOConfig
     model: Any
     num_generations: int
@@ -347,7 +353,9 @@ class HDPOTrainer(GRPOTrainer):
             rows = range(len(records))
         elif not rows:  # the loss needs a graph all the same
             rows = [lengths.index(min(lengths))]
-        for chunk in _similar_lengths(rows, lengths):
+        # DDP takes one forward pass per backward pass.
+        alone = self.accelerator.num_processes == 1
+        for chunk in _similar_lengths(rows, lengths) if alone else [list(rows)]:
             conversations = [_conversation(records[row]) for row in chunk]
             batch = collate(conversations, self._agent.renderer)
             with self.accelerator.autocast(), _suppressed(model, self._agent.suppressed_ids):
