@@ -90,7 +90,7 @@ def test_a_benchmark_is_answered_greedily_sampled_and_without_tools(
 
     asked = batches_asked(log)
     assert sorted(a[:3] for a in asked) == sorted(
-        [[5, True, 0.0], [8, True, 1.0], [2, True, 1.0], [8, False, 1.0], [7, False, 1.0]]
+        [[5, True, 0.0], [8, True, 1.0], [2, True, 1.0], [8, False, 0.7], [7, False, 0.7]]
     )
     assert len({a[3] for a in asked}) == 5
     assert {a[4] for a in asked} == {"1"}

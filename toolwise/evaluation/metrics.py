@@ -22,7 +22,7 @@ from toolwise.errors import InputError
 from toolwise.evaluation.statistics import mean_interval, wilson_interval
 
 Mode = Literal["greedy", "sampled", "tools_off"]
-"""`greedy` and `sampled` have tools on; `tools_off` is the counterfactual, at temperature 1."""
+"""`greedy` and `sampled` have tools on; `tools_off` is the counterfactual."""
 
 ToolsOnMode = Literal["greedy", "sampled"]
 

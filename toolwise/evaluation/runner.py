@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from toolwise import __version__
+from toolwise.agent import Sampling
 from toolwise.data import Task
 from toolwise.data.parquet import read_tasks
 from toolwise.errors import BackendError, InputError
@@ -43,7 +44,10 @@ class EvaluationSettings(BaseModel):
 
     Args:
         samples: answers per item at temperature 1 with tools on, beside the greedy one.
-        counterfactual_samples: k answers per item at temperature 1 with tools off.
+        counterfactual_samples: k answers per item with tools off.
+        counterfactual_temperature: of those; what a model knows is asked at the decoding settings
+            it is used with, by default the ones published with Qwen3-VL.
+        counterfactual_top_p: likewise.
         batch_size: answers per generation.
         processes: worker processes, each with one torch thread; does not change the result.
         max_tokens: limit per assistant turn.
@@ -55,6 +59,8 @@ class EvaluationSettings(BaseModel):
 
     samples: int = Field(1, ge=1)
     counterfactual_samples: int = Field(8, ge=1)
+    counterfactual_temperature: float = Field(0.7, gt=0)
+    counterfactual_top_p: float = Field(0.8, gt=0, le=1)
     batch_size: int = Field(256, ge=1)
     processes: int = Field(1, ge=1)
     max_tokens: int = Field(512, ge=1)
@@ -100,8 +106,16 @@ def evaluate(
         benchmark=items,
         corpus=searched,
         isolation=settings.isolation,
-        max_tokens=settings.max_tokens,
         max_turns=settings.max_turns,
+        sampling={
+            "greedy": Sampling(max_tokens=settings.max_tokens),
+            "sampled": Sampling(temperature=1.0, max_tokens=settings.max_tokens),
+            "tools_off": Sampling(
+                temperature=settings.counterfactual_temperature,
+                top_p=settings.counterfactual_top_p,
+                max_tokens=settings.max_tokens,
+            ),
+        },
         kept=_kept_items(tasks),
     )
     batches = plan(tasks, settings, seed)

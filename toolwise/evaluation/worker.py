@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class WorkerSetup:
         benchmark: the items.
         corpus: what `text_search` looks in.
         isolation: lowest sandbox isolation accepted.
-        max_tokens: limit per assistant turn.
+        sampling: decoding of each mode.
         max_turns: assistant turns per rollout.
         kept: items whose greedy rollouts are kept whole, whatever happens in them.
     """
@@ -39,7 +39,7 @@ class WorkerSetup:
     benchmark: Path
     corpus: Path | None
     isolation: str
-    max_tokens: int
+    sampling: dict[Mode, Sampling]
     max_turns: int
     kept: frozenset[str]
 
@@ -112,11 +112,7 @@ async def _answer(
         engine,
         [tasks[item] for item, _ in batch.answers],
         [] if batch.mode == "tools_off" else tools,
-        sampling=Sampling(
-            temperature=0.0 if greedy else 1.0,
-            max_tokens=setup.max_tokens,
-            seed=batch.seed,
-        ),
+        sampling=replace(setup.sampling[batch.mode], seed=batch.seed),
         limits=Limits(max_turns=setup.max_turns),
     )
     scores = [

@@ -33,18 +33,18 @@ from toolwise.training.batching import IGNORED, collate
 
 # Each lesson's share of a batch.
 _LESSONS = {
-    "page": 0.18,
+    "page": 0.12,
     "sign": 0.26,
-    "where": 0.18,
-    "math": 0.12,
-    "fact": 0.11,
+    "where": 0.17,
+    "math": 0.17,
+    "fact": 0.12,
     "repeat": 0.08,
-    "passage": 0.07,
+    "passage": 0.08,
 }
 _QUESTIONS = ("sign", "math", "fact")
 """Lessons that are questions of the environment: asked half the time with tools on offer."""
 _SCHEMAS = (PYTHON_SCHEMA, TEXT_SEARCH_SCHEMA)
-LABEL_SMOOTHING = 0.015
+LABEL_SMOOTHING = 0.008
 """Leaves the model about as unsure of what it knows as published base models are: right nearly
 always when greedy, not in all of eight samples. An infallible base model would leave curation no
 needless call to keep, and so no reflex to cure."""

@@ -73,11 +73,11 @@ class Environment:
 
 # Shares of the raw trajectories: (share, needs a tool, how it is written).
 _RAW_MIX = (
-    (0.34, True, "with_tool"),
-    (0.34, False, "with_tool"),
+    (0.32, True, "with_tool"),
+    (0.30, False, "with_tool"),
     (0.10, None, "flawed"),
     (0.04, False, "direct"),
-    (0.18, False, "without_tools"),
+    (0.24, False, "without_tools"),
 )
 
 

@@ -73,7 +73,7 @@ def build_tokenizer(
     fast.chat_template = qwen3_vl_chat_template
     fixed = [*PROTOCOL_TOKENS, "assistant\n", "user\n", "system\n", *_tool_lines(fast, tools)]
     fixed += [phrase for phrase in phrases if phrase not in fixed]
-    whole: list[str | AddedToken] = [AddedToken(t, normalized=False, special=False) for t in fixed]
+    whole: Any = [AddedToken(text, normalized=False, special=False) for text in fixed]
     fast.add_tokens(whole)
     return fast
 
