@@ -34,12 +34,12 @@ from toolwise.training.batching import IGNORED, collate
 # Each lesson's share of a batch.
 _LESSONS = {
     "page": 0.12,
-    "sign": 0.26,
-    "where": 0.17,
+    "sign": 0.23,
+    "where": 0.16,
     "math": 0.17,
     "fact": 0.12,
-    "repeat": 0.08,
-    "passage": 0.08,
+    "repeat": 0.10,
+    "passage": 0.10,
 }
 _QUESTIONS = ("sign", "math", "fact")
 """Lessons that are questions of the environment: asked half the time with tools on offer."""
