@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 REGISTRY ?= localhost/toolwise
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' toolwise/__init__.py)
 DEPLOYED := runs/$(PROFILE)/steps/deploy
@@ -19,13 +20,14 @@ help: ## list the targets
 
 setup: $(INSTALLED) sandbox ## create .venv with everything in it (once), and install bubblewrap where that is allowed
 
-# torch first and from constraints, so that no other package draws in a CUDA build of it.
+# torch first, so that no other package draws in its CUDA build, which is ten times the size. Where
+# the index of CPU builds cannot be reached, pip goes on without it.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with: make setup PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --retries 2 --extra-index-url $(TORCH_INDEX) torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,pipeline,serve,dev]'
 	@touch $@
 

@@ -186,9 +186,9 @@ def print_outcome(report_json: Path, console: Console) -> None:
 def _collect_report(board: RunBoard, run_folder: Path) -> Path:
     """Copy the report out of its step's folder to where a person looks for it."""
     folder = next(Path(row.folder) for row in board.rows if row.name == "report")
-    for output, name in (("report", "report.json"), ("page", "report.html")):
+    for name in ("report.json", "report.html"):
         with atomic_file(run_folder / name) as partial:
-            shutil.copyfile(folder / output, partial)
+            shutil.copyfile(folder / name, partial)
     return run_folder / "report.json"
 
 

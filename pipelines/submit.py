@@ -77,7 +77,7 @@ def _submit(profile: Profile, seed: int, host: str) -> Submitted:
         version = hashlib.sha256(package.read_bytes()).hexdigest()[:12]
         pipeline_id = client.get_pipeline_id(name)
         if pipeline_id is None:
-            pipeline_id = client.upload_pipeline(str(package), name).pipeline_id
+            pipeline_id = str(client.upload_pipeline(str(package), name).pipeline_id)
         version_id = _find_version(client, pipeline_id, version)
         if version_id is None:
             uploaded = client.upload_pipeline_version(str(package), version, pipeline_id)
@@ -85,13 +85,13 @@ def _submit(profile: Profile, seed: int, host: str) -> Submitted:
     experiment = client.create_experiment(profile.name, namespace=namespace)
     run_name = f"{name} {version} seed {seed}"
     started = client.run_pipeline(
-        experiment.experiment_id,
+        str(experiment.experiment_id),
         run_name,
         params={"seed": seed},
         pipeline_id=pipeline_id,
         version_id=version_id,
     )
-    return Submitted(run_name, started.run_id, f"{host}/#/runs/details/{started.run_id}")
+    return Submitted(run_name, str(started.run_id), f"{host}/#/runs/details/{started.run_id}")
 
 
 def _find_version(client: kfp.Client, pipeline_id: str, name: str) -> str | None:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 SMOKE = Path(__file__).parents[2] / "pipelines" / "profiles" / "smoke.yaml"

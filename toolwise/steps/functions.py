@@ -256,7 +256,6 @@ def report(step: Step) -> Outputs:
     from toolwise.evaluation.report import build_report
 
     facts = json.loads(step.settings)
-    folder = step.folder / "report"
     summary = build_report(
         stages={stage: step.path(f"{stage}_evaluation") for stage in ("base", "sft", "hdpo")},
         decision=step.path("decision"),
@@ -265,10 +264,10 @@ def report(step: Step) -> Outputs:
         seconds=facts["seconds"],
         endpoint=step.inputs.get("endpoint"),
         seed=step.seed,
-        out_dir=folder,
+        out_dir=step.folder,
         profile=facts["profile"],
     )
-    page = folder / "report.html"
+    page = step.folder / "report.html"
     for file in (summary, page):
         step.run.artifact(file)
     return {"report": summary, "page": page}
