@@ -1,0 +1,1 @@
+"""Measurements of speed. Run with `make bench`; results go to `bench/results/`."""
