@@ -67,7 +67,9 @@ def train_base(
     processor = build_processor(_SCHEMAS, PHRASES)
     model = build_model(processor.tokenizer, seed=seed).train()
     lessons = _Lessons(Renderer(processor), settings.batch_size, seed)
-    # One worker draws and renders on the second core while the model trains on the first.
+    # One worker draws and renders on the second core while the model trains on the first; matrices
+    # this small gain little from a second thread, and lose much where the machine is busy.
+    torch.set_num_threads(1)
     stream = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
