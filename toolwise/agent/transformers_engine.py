@@ -43,7 +43,7 @@ class TransformersEngine:
         # One result may take up no more than an eighth of the context.
         self.max_result_chars = int(min(processor.tokenizer.model_max_length, 2**20)) // 8
         self.renderer = Renderer(processor)
-        self.suppressed_ids = suppressed_token_ids(processor.tokenizer)
+        self.suppressed_ids: Sequence[int] = suppressed_token_ids(processor.tokenizer)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> TransformersEngine:

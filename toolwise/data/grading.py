@@ -54,8 +54,8 @@ def _math_equal(accepted: str, answer: str) -> bool:
 
     return bool(
         verify(
-            parse(f"${accepted}$", parsing_timeout=None),
-            parse(f"${answer}$", parsing_timeout=None),
-            timeout_seconds=None,
+            parse(f"${accepted}$", parsing_timeout=0),
+            parse(f"${answer}$", parsing_timeout=0),
+            timeout_seconds=0,
         )
     )
