@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import linecache
-import math
 import os
 import signal
 import socket
 import traceback
 from typing import Any
 
-import numpy
 from PIL import Image
 
 from . import wire
@@ -52,13 +50,18 @@ def first_variables(
     ]
     return {
         "__name__": "__main__",
-        "Image": Image,
-        "math": math,
-        "np": numpy,
         "images": images,
         "image": images[0] if images else None,
         "show": screen.show,
     }
+
+
+def rehearse(limits: dict[str, Any]) -> None:
+    """Run a call that shows and one that fails, so that forks find imported what they need."""
+    screen = Screen(limits["images"], limits["pixels"])
+    variables = first_variables({"sizes": [(2, 2)]}, [bytearray(12)], screen)
+    for code in ("show(image.crop((0, 0, 1, 1)).resize((2, 2)))", "1 / 0"):
+        run(code, "<call 0>", variables, Printed(limits["text_chars"]))
 
 
 def run(code: str, name: str, variables: dict[str, Any], printed: io.TextIOBase) -> str | None:
@@ -130,7 +133,7 @@ class Screen:
         self._pixels = pixels
 
     def show(self, picture: Any) -> None:
-        """Show a PIL image (or an array) to the model."""
+        """Show a PIL image, or an array, to the model."""
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         if len(self.shown) == self._most:
             raise ValueError(f"a call can show at most {self._most} images")

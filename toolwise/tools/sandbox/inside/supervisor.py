@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import signal
@@ -16,10 +17,8 @@ import sys
 import traceback
 from typing import Any
 
-from PIL import Image
-
 from . import lockdown
-from .session import serve
+from .session import rehearse, serve
 
 
 class Supervisor:
@@ -92,16 +91,23 @@ class Supervisor:
 
 
 def main() -> None:
-    """Arguments: descriptor of the control socket, the limits as JSON, `isolated` or `bare`."""
+    """Serve.
+
+    Arguments: descriptor of the control socket, the limits as JSON, `isolated` or `bare`, and
+    modules to import beside PIL before the first fork.
+    """
     control = socket.socket(fileno=int(sys.argv[1]))
     isolated = sys.argv[3] == "isolated"
     if isolated:
         lockdown.become_unprivileged()
         lockdown.syscall_filter()
-    Image.preinit()  # the common formats; each further one would make every fork dearer
+    for module in sys.argv[4:]:
+        importlib.import_module(module)
+    limits: dict[str, Any] = json.loads(sys.argv[2])
+    rehearse(limits)
     gc.collect()
     gc.freeze()  # a collection in a session must not copy the pages it shares with us
-    Supervisor(control, json.loads(sys.argv[2]), isolated).run()
+    Supervisor(control, limits, isolated).run()
 
 
 if __name__ == "__main__":
