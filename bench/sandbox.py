@@ -13,7 +13,7 @@ from toolwise.tools import ToolSession
 from toolwise.tools.python import PythonTool
 
 SCENE = encode_image(Image.effect_noise((288, 288), 64).convert("RGB"))
-CROP = "show(image.crop((72, 144, 144, 216)))\nprint(image.size)"
+CROP = {"code": "show(image.crop((96, 0, 192, 96)))"}
 
 
 def measure() -> dict[str, float]:
