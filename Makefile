@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or newer is needed; name one with: make setup PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt --retries 2 --extra-index-url $(TORCH_INDEX) torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --retries 0 --no-deps --extra-index-url $(TORCH_INDEX) torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,pipeline,serve,dev]'
 	@touch $@
 
