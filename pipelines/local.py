@@ -131,6 +131,8 @@ def _watch(
                     process.wait(timeout=0.2)
             _show(events, board, display)
             board.close()
+    except KeyboardInterrupt:
+        raise ToolwiseError("stopped; the same command goes on from here") from None
     finally:
         # Also when this process is interrupted: no step may outlive its run.
         with suppress(ProcessLookupError):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from pipelines.metis import STEPS
-from toolwise.events import EventReader
+from toolwise.events import Event, EventReader
 
 SMOKE = Path(__file__).parents[2] / "pipelines" / "profiles" / "smoke.yaml"
 
@@ -36,6 +37,7 @@ class Runs:
         self.profile.write_text(yaml.safe_dump(content))
 
     def start(self, seed: int = 0) -> subprocess.Popen[str]:
+        (self.folder / "events.jsonl").unlink(missing_ok=True)
         command = [sys.executable, "-m", "toolwise.cli", "run", "--profile", str(self.profile)]
         return subprocess.Popen(
             [*command, "--seed", str(seed), "--run-dir", str(self.folder)],
@@ -51,6 +53,17 @@ class Runs:
         log = self.folder / "pipeline.log"
         assert process.returncode == 0, f"{output}\n{log.read_text()[-3000:]}"
         return output
+
+    def follow_until(self, process: subprocess.Popen[str], step: str, state: str) -> list[Event]:
+        """The events up to the one wanted; fails if the run ends before."""
+        reader = EventReader(self.folder / "events.jsonl")
+        seen: list[Event] = []
+        while not any((event.step, event.state) == (step, state) for event in seen):
+            with suppress(subprocess.TimeoutExpired):
+                output, _ = process.communicate(timeout=0.2)
+                pytest.fail(f"the run ended before {step}: {state}\n{output}")
+            seen += reader.new()
+        return seen
 
     def report(self) -> dict:
         return json.loads((self.folder / "report.json").read_text())
@@ -71,11 +84,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 def killed(runs: Runs) -> list[psutil.Process]:
     """A run whose command is killed while the base model trains; returns what it had started."""
     process = runs.start()
-    events = EventReader(runs.folder / "events.jsonl")
-    training = False
-    while not training:
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        training = any(e.step == "base-model" and e.state == "progress" for e in events.new())
+    runs.follow_until(process, "base-model", "progress")
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -165,12 +174,7 @@ def test_run_again_it_uses_what_is_there_and_asks_the_endpoint_anew(runs: Runs, 
 
 def test_another_seed_runs_afresh(runs: Runs, first: str):
     process = runs.start(seed=1)
-    events = EventReader(runs.folder / "events.jsonl")
-    states: set[tuple[str, str]] = set()
-    while ("base-model", "progress") not in states:
-        assert process.poll() is None
-        states |= {(event.step, event.state) for event in events.new()}
+    seen = runs.follow_until(process, "base-model", "progress")
     process.terminate()
     process.wait()
-    assert ("base-model", "started") in states
-    assert not [step for step, state in states if state == "reused"]
+    assert "reused" not in {event.state for event in seen}
