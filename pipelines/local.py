@@ -156,6 +156,9 @@ def _environment(profile: Profile, seed: int, run_folder: Path) -> dict[str, str
         "MLFLOW_EXPERIMENT_NAME": profile.name,
         "MLFLOW_TRACKING_URI": tracking_uri(run_folder),
         "PYTHONUNBUFFERED": "1",
+        # A step's threads wait for each other at every small matrix: on two cores, a second one
+        # gains little and, as soon as anything else runs, loses a great deal.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
 
 
