@@ -162,8 +162,9 @@ def ask(
     images = [path.read_bytes() for path in image or []]
     reply = ask_endpoint(Endpoint(url, model), question, images)
     for call in reply.toolwise.get("calls", []):
-        stdout.print(Text(f"called {call['name']} {call['arguments']}", style="dim"))
-    stdout.print(Text(reply.answer))
+        name = call["name"] or "a tool, in a malformed call"
+        stdout.print(Text(f"called {name} {call['arguments'] or ''}", style="dim"))
+    stdout.print(Text(reply.answer or "(no answer)"))
 
 
 @app.command(rich_help_panel=ENDPOINT)

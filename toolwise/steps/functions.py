@@ -232,10 +232,7 @@ def _point(link: Path, target: Path) -> None:
 
 
 def _two_items(evaluation: Path, benchmark: Path) -> tuple[Task, Task]:
-    """An item the model solves without tools, and one it gets right only with them.
-
-    Where a benchmark has no such item, the first one stands in.
-    """
+    """An item the model solves without tools and one it does not; right ones where there are any."""
     from toolwise.data.parquet import read_tasks
     from toolwise.evaluation.metrics import read_scores, solvable_items
 
@@ -244,11 +241,12 @@ def _two_items(evaluation: Path, benchmark: Path) -> tuple[Task, Task]:
     right = {row.task_id for row in scores if row.mode == "greedy" and row.correct}
     tasks = read_tasks(benchmark)
 
-    def first(solved_without_tools: bool) -> Task:
-        chosen = (t for t in tasks if t.id in right and solvable.get(t.id) is solved_without_tools)
-        return next(chosen, tasks[0])
+    def best(solved_without_tools: bool) -> Task:
+        return max(
+            tasks, key=lambda t: (solvable.get(t.id) is solved_without_tools, t.id in right)
+        )
 
-    return first(True), first(False)
+    return best(True), best(False)
 
 
 def report(step: Step) -> Outputs:
