@@ -33,13 +33,13 @@ from toolwise.training.batching import IGNORED, collate
 
 # Each lesson's share of a batch.
 _LESSONS = {
-    "page": 0.12,
-    "sign": 0.23,
-    "where": 0.16,
-    "math": 0.17,
-    "fact": 0.12,
+    "page": 0.18,
+    "sign": 0.22,
+    "where": 0.15,
+    "math": 0.15,
+    "fact": 0.11,
     "repeat": 0.10,
-    "passage": 0.10,
+    "passage": 0.09,
 }
 _QUESTIONS = ("sign", "math", "fact")
 """Lessons that are questions of the environment: asked half the time with tools on offer."""
