@@ -89,7 +89,7 @@ def compile_(
     settings = load_profile(profile)
     path = output or Path("build") / f"metis-{settings.name}.yaml"
     compile_pipeline(settings, path)
-    stdout.print(f"Wrote {path}")
+    stdout.print(f"Wrote {path}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=RUN)

@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_text(endpoint: Endpoint) -> None:
 
 
 def test_a_conversation_beyond_the_context_is_refused(endpoint: Endpoint) -> None:
-    with pytest.raises(InputError, match="4096"):
+    with pytest.raises(InputError, match="512"):
         ask(endpoint, "x" * 5000)
 
 
