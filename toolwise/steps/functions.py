@@ -232,7 +232,7 @@ def _point(link: Path, target: Path) -> None:
 
 
 def _two_items(evaluation: Path, benchmark: Path) -> tuple[Task, Task]:
-    """An item the model solves without tools and one it does not; right ones where there are any."""
+    """An item the model solves without tools and one it does not, right ones if there are any."""
     from toolwise.data.parquet import read_tasks
     from toolwise.evaluation.metrics import read_scores, solvable_items
 
@@ -242,9 +242,7 @@ def _two_items(evaluation: Path, benchmark: Path) -> tuple[Task, Task]:
     tasks = read_tasks(benchmark)
 
     def best(solved_without_tools: bool) -> Task:
-        return max(
-            tasks, key=lambda t: (solvable.get(t.id) is solved_without_tools, t.id in right)
-        )
+        return max(tasks, key=lambda t: (solvable.get(t.id) is solved_without_tools, t.id in right))
 
     return best(True), best(False)
 
