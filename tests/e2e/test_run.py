@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ class Runs:
         self.folder = folder / "smoke"
         self.environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
         self.profile = folder / "smoke.yaml"
+        self.port = _free_port()
         content = yaml.safe_load(SMOKE.read_text())
         content["promote"] = {
             "redundant_call_rate_max": 1,
@@ -34,6 +36,7 @@ class Runs:
             "accuracy_drop_max": 1,
             "min_items": 1,
         }
+        content["serve"]["port"] = self.port
         self.profile.write_text(yaml.safe_dump(content))
 
     def start(self, seed: int = 0) -> subprocess.Popen[str]:
@@ -71,6 +74,12 @@ class Runs:
     def stop(self) -> None:
         command = [sys.executable, "-m", "toolwise.cli", "stop", "--run-dir", str(self.folder)]
         subprocess.run(command, check=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +153,7 @@ def test_the_end_says_where_everything_is(runs: Runs, first: str):
         str(runs.folder / "report.html"),
         str(runs.folder / "report.json"),
         "make mlflow-ui",
-        "http://127.0.0.1:8079/openai/v1",
+        f"http://127.0.0.1:{runs.port}/openai/v1",
     ):
         assert place in first
 
