@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from toolwise import __version__
 from toolwise.agent import Sampling
 from toolwise.agent.openai_engine import ServedModel
+from toolwise.child_process import child_process
 from toolwise.data import Task
 from toolwise.data.parquet import iterate_tasks
 from toolwise.errors import BackendError, InputError
@@ -351,36 +349,10 @@ def _answer(
 @contextmanager
 def _worker(setup: WorkerSetup) -> Iterator[Connection]:
     """A worker process; it ends when the connection is closed, also by this process's death."""
-    ours, theirs = Pipe()
-    handle = theirs.fileno()
-    environment = {
-        **os.environ,
-        # One thread each: two one-thread processes do more than one with two.
-        "OMP_NUM_THREADS": "1",
-        # What this process can import (an engine factory, say), the worker can.
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-    }
-    with ours:
-        with theirs:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    f"from toolwise.evaluation.worker import main; main({handle})",
-                ],
-                pass_fds=[handle],
-                env=environment,
-                start_new_session=True,  # an interrupt is for this process, which ends the worker
-            )
-        try:
-            ours.send(setup)
-            yield ours
-        except BaseException:
-            process.terminate()
-            raise
-        finally:
-            ours.close()
-            process.wait()
+    # One thread each: two one-thread processes do more than one with two.
+    with child_process("toolwise.evaluation.worker:main", {"OMP_NUM_THREADS": "1"}) as connection:
+        connection.send(setup)
+        yield connection
 
 
 def _publish(

@@ -49,10 +49,18 @@ def base_model(step: Step) -> Outputs:
     if settings.checkpoint:
         return {"model": local_copy(settings.checkpoint)}
     assert settings.train is not None
-    from toolwise.synthetic.base import train_base
+    from toolwise.training.launcher import launch
 
     model = step.folder / "model"
-    train_base(model, step.seed, settings.train, log=step.run.log, progress=step.events.progress)
+    launch(
+        "toolwise.synthetic.base:train_base",
+        settings.train.processes,
+        out_dir=model,
+        seed=step.seed,
+        settings=settings.train,
+        log=step.run.log,
+        progress=step.events.progress,
+    )
     return {"model": model}
 
 
@@ -79,16 +87,18 @@ def curate_sft(step: Step) -> Outputs:
 def train_sft(step: Step) -> Outputs:
     """The cold start."""
     from toolwise.tools import tool_schemas
-    from toolwise.training.sft import SftSettings
-    from toolwise.training.sft import train_sft as train
+    from toolwise.training.launcher import launch
+    from toolwise.training.settings import SftSettings
 
     checkpoint = step.folder / "checkpoint"
     settings = step.settings_as(SftSettings)
-    train(
-        step.path("model"),
-        step.path("curated") / "curated.parquet",
-        checkpoint,
-        settings,
+    launch(
+        "toolwise.training.sft:train_sft",
+        settings.processes,
+        model_dir=step.path("model"),
+        trajectories=step.path("curated") / "curated.parquet",
+        out_dir=checkpoint,
+        settings=settings,
         seed=step.seed,
         tools=tool_schemas(settings.search),
         log=step.run.log,
@@ -120,16 +130,19 @@ def curate_rl(step: Step) -> Outputs:
 
 def train_hdpo(step: Step) -> Outputs:
     """Reinforcement learning that cures needless calls."""
-    from toolwise.training.hdpo.run import HdpoSettings
-    from toolwise.training.hdpo.run import train_hdpo as train
+    from toolwise.training.launcher import launch
+    from toolwise.training.settings import HdpoSettings
 
     checkpoint = step.folder / "checkpoint"
-    train(
-        step.path("model"),
-        step.path("curated") / "curated.parquet",
-        step.path("corpus"),
-        checkpoint,
-        step.settings_as(HdpoSettings),
+    settings = step.settings_as(HdpoSettings)
+    launch(
+        "toolwise.training.hdpo.run:train_hdpo",
+        settings.processes,
+        model_dir=step.path("model"),
+        tasks=step.path("curated") / "curated.parquet",
+        corpus=step.path("corpus"),
+        out_dir=checkpoint,
+        settings=settings,
         seed=step.seed,
         log=step.run.log,
         progress=step.events.progress,

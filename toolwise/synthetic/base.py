@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from PIL import Image
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, IterableDataset
 
 from toolwise.agent.rendering import Renderer
@@ -30,6 +33,7 @@ from toolwise.synthetic.settings import BaseStageSettings
 from toolwise.tools.python import PYTHON_SCHEMA
 from toolwise.tools.text_search import TEXT_SEARCH_SCHEMA
 from toolwise.training.batching import IGNORED, collate
+from toolwise.training.resuming import per_device
 
 # Each lesson's share of a batch.
 _LESSONS = {
@@ -60,16 +64,22 @@ def train_base(
 ) -> None:
     """Train the tiny model from scratch and write it as a Hugging Face checkpoint.
 
-    The loss is the cross-entropy of the answer's tokens. The same seed gives the same model.
+    The loss is the cross-entropy of the answer's tokens. Processes of a group share the lessons of
+    a step. The same seed and number of processes give the same model.
     """
     torch.set_flush_denormal(True)
     torch.manual_seed(seed)
+    # Matrices this small gain little from a second thread, and lose much on a busy machine.
+    torch.set_num_threads(1)
+    group = PartialState(cpu=True)
     processor = build_processor(_SCHEMAS, PHRASES)
     model = build_model(processor.tokenizer, seed=seed).train()
-    lessons = _Lessons(Renderer(processor), settings.batch_size, seed)
-    # One worker draws and renders on the second core while the model trains on the first; matrices
-    # this small gain little from a second thread, and lose much where the machine is busy.
-    torch.set_num_threads(1)
+    lessons = _Lessons(
+        Renderer(processor),
+        per_device(settings.batch_size),
+        np.random.default_rng([seed, 48, group.process_index]),
+    )
+    # A worker draws and renders while the model trains.
     stream = iter(DataLoader(lessons, batch_size=None, num_workers=1, prefetch_factor=4))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -83,8 +93,9 @@ def train_base(
     )
     for step in range(settings.steps):
         batches = next(stream)
-        written = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
-        total = 0.0
+        written = sum(int((b["labels"] != IGNORED).sum()) for b in batches)
+        written = reduce(torch.tensor(written), "sum")
+        total = torch.zeros(())
         for batch in batches:
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch).logits[:, :-1]
@@ -95,18 +106,32 @@ def train_base(
                 label_smoothing=LABEL_SMOOTHING,
             )
             (loss / written).backward()
-            total += loss.item() / written
+            total += loss.detach() / written
+        _add_up_gradients(model)
+        total = reduce(total, "sum")
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
         if log and step % 10 == 9:
-            log({"loss": total}, step + 1)
+            log({"loss": total.item()}, step + 1)
         if progress:
             progress(step + 1, settings.steps, f"loss {total:.3f}")
-    with atomic_directory(out_dir) as folder:
-        model.eval().save_pretrained(folder)
-        processor.save_pretrained(folder)
+    if group.is_main_process:
+        with atomic_directory(out_dir) as folder:
+            model.eval().save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+
+def _add_up_gradients(model: torch.nn.Module) -> None:
+    """Make every process's gradients the sum over the group's."""
+    if PartialState().num_processes == 1:
+        return
+    for parameter in model.parameters():  # a process without images has none for the encoder
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients: Any = [parameter.grad for parameter in model.parameters()]
+    vector_to_parameters(reduce(parameters_to_vector(gradients), "sum"), gradients)
 
 
 def _warm_hold_decay(step: int, steps: int, warm_up: int = 50, hold: float = 0.65) -> float:
@@ -118,10 +143,10 @@ def _warm_hold_decay(step: int, steps: int, warm_up: int = 50, hold: float = 0.6
 class _Lessons(IterableDataset[list[dict[str, torch.Tensor]]]):
     """An endless stream of batches, each in two parts, with and without images (less padding)."""
 
-    def __init__(self, renderer: Renderer, batch_size: int, seed: int) -> None:
+    def __init__(self, renderer: Renderer, batch_size: int, rng: np.random.Generator) -> None:
         self._renderer = renderer
         self._batch_size = batch_size
-        self._rng = np.random.default_rng([seed, 48])
+        self._rng = rng
 
     def __iter__(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         torch.set_num_threads(1)

@@ -18,10 +18,18 @@ class SignboardSettings(BaseModel):
 
 
 class BaseStageSettings(BaseModel):
-    """How the base model is taught."""
+    """How the base model is taught.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: lessons of a step, over all processes.
+        processes: how many of this machine share a step.
+        learning_rate: peak.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: PositiveInt = 850
     batch_size: PositiveInt = 40
+    processes: PositiveInt = 1
     learning_rate: PositiveFloat = 2e-3

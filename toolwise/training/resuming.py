@@ -68,7 +68,7 @@ def trainer_arguments(work: Path, seed: int, checkpoint_every: int) -> dict[str,
     }
 
 
-def per_device(batch_size: int, accumulate: int) -> int:
+def per_device(batch_size: int, accumulate: int = 1) -> int:
     """Rows of a process's part of a batch; raises `InputError` where it does not divide."""
     parts = PartialState().num_processes * accumulate
     if batch_size % parts:

@@ -21,6 +21,8 @@ class SftSettings(BaseModel):
 
     Args:
         steps: optimizer steps.
+        processes: how many of this machine share a step, each with a GPU of its own where there
+            are any.
         batch_size: trajectories of a step, over all processes.
         accumulate: parts a process works its share off in, to save memory.
         learning_rate: peak of a cosine after the warm-up.
@@ -33,6 +35,7 @@ class SftSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: PositiveInt = 240
+    processes: PositiveInt = 1
     batch_size: PositiveInt = 32
     accumulate: PositiveInt = 1
     learning_rate: PositiveFloat = 1e-3
@@ -47,6 +50,7 @@ class HdpoSettings(BaseModel):
 
     Args:
         steps: optimizer steps, each on rollouts of its own.
+        processes: how many of this machine share a step, rollouts included.
         prompts_per_step: P, over all processes.
         num_generations: G, rollouts per prompt.
         accumulate: parts a process works its share off in, to save memory.
@@ -74,6 +78,7 @@ class HdpoSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: PositiveInt = 100
+    processes: PositiveInt = 1
     prompts_per_step: PositiveInt = 24
     num_generations: PositiveInt = 8
     accumulate: PositiveInt = 1
