@@ -4,97 +4,36 @@ The accuracy channel is TRL's own loss, untouched; HDPO adds the efficiency chan
 the same log-probabilities of the same forward pass. Rollouts come from TRL's generation or, where
 an agent is given, from the agent loop.
 
-B: rollouts of a batch. T: completion tokens, padded to the longest. S: tokens of a sequence.
+B: rollouts of a batch. T: completion tokens, padded to the longest.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, cast
 
 import accelerate.utils
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from toolwise.agent import Rollout, Sampling, TokenRecord
-from toolwise.agent.rendering import RenderedConversation
 from toolwise.data import Message, Task
-from toolwise.training.batching import collate
 from toolwise.training.hdpo.advantages import hdpo_advantages
 from toolwise.training.hdpo.agent import RolloutAgent
-from toolwise.training.hdpo.loss import (
-    Aggregation,
-    Normalize,
-    efficiency_mask,
-    mean_count,
-    surrogate,
-)
+from toolwise.training.hdpo.config import HDPOConfig, Variant
+from toolwise.training.hdpo.forward import RecordScores, score_records
+from toolwise.training.hdpo.loss import efficiency_mask, mean_count, surrogate
 from toolwise.training.hdpo.rewards import efficiency_rewards
 
-Variant = Literal["hdpo", "grpo", "coupled"]
+__all__ = ["HDPOConfig", "HDPOTrainer", "Scores", "Variant"]
 
 _EPS = 1e-4  # TRL's own, so that a coupled reward is normalised as TRL would
 
 
-@dataclass
-class HDPOConfig(GRPOConfig):
-    """`GRPOConfig` plus what HDPO adds.
-
-    TRL's own settings carry over to both channels: `epsilon` and `epsilon_high` clip the ratio,
-    `delta` is the dual clip, and `loss_type` says how losses are averaged ("grpo": over each
-    rollout's tokens, then over rollouts; any other: over tokens).
-    """
-
-    w_acc: float = field(
-        default=1.0, metadata={"help": "Weight of the accuracy channel, TRL's loss."}
-    )
-    w_tool: float = field(default=0.15, metadata={"help": "Weight of the efficiency channel."})
-    variant: Variant = field(
-        default="hdpo",
-        metadata={
-            "help": "'hdpo'; 'grpo' (no efficiency channel); 'coupled' (one channel, the reward "
-            "is accuracy + alpha · efficiency)."
-        },
-    )
-    alpha: float = field(default=0.15, metadata={"help": "Weight of efficiency when coupled."})
-    efficiency_normalize: Normalize = field(
-        default="qualifying",
-        metadata={"help": "Average the efficiency loss over 'qualifying' rollouts or the 'group'."},
-    )
-    correct_above: float = field(
-        default=0.5, metadata={"help": "A rollout is correct if its accuracy reward exceeds this."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variant not in ("hdpo", "grpo", "coupled"):
-            raise ValueError(f"variant must be 'hdpo', 'grpo' or 'coupled', not {self.variant!r}")
-        if self.efficiency_normalize not in ("qualifying", "group"):
-            raise ValueError(
-                "efficiency_normalize must be 'qualifying' or 'group', "
-                f"not {self.efficiency_normalize!r}"
-            )
-        if self.loss_type in ("cispo", "sapo", "vespo", "luspo") and self.efficiency_weight:
-            raise ValueError(f"loss_type {self.loss_type!r} has no clipped surrogate to share")
-
-    @property
-    def efficiency_weight(self) -> float:
-        """w_tool, or 0 where the variant has no efficiency channel."""
-        return self.w_tool if self.variant == "hdpo" else 0.0
-
-    @property
-    def aggregation(self) -> Aggregation:
-        """How the efficiency loss is averaged, following `loss_type`."""
-        return "rollout" if self.loss_type == "grpo" else "token"
-
-
-class _Scores(NamedTuple):
+class Scores(NamedTuple):
     """What the rollouts of all processes earned, each [B]."""
 
     accuracy: Tensor
@@ -144,7 +83,7 @@ class HDPOTrainer(GRPOTrainer):
         self._agent = agent
         self._tasks = tasks
         self._seconds = 0.0
-        self._scores: _Scores | None = None
+        self._scores: Scores | None = None
         self._logps: Tensor | None = None
         # One conversation per row of the batch at hand, and which of them need a forward pass.
         self._records: list[TokenRecord] = []
@@ -198,7 +137,7 @@ class HDPOTrainer(GRPOTrainer):
         correct = accuracy > self.args.correct_above
         calls = torch.tensor([_tool_calls(c) for c in completions], device=rewards.device)
         calls = _gather(calls)
-        self._scores = _Scores(accuracy, efficiency_rewards(correct, calls), correct, calls)
+        self._scores = Scores(accuracy, efficiency_rewards(correct, calls), correct, calls)
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -212,11 +151,9 @@ class HDPOTrainer(GRPOTrainer):
             (self.accelerator.process_index + 1) * len(inputs),
         )
         if self.args.variant == "coupled":
-            reward = scores.accuracy + self.args.alpha * scores.efficiency
-            coupled = hdpo_advantages(reward, scores.efficiency, scores.correct, group, eps=_EPS)
-            batch["advantages"] = coupled.accuracy[local]
-        advantages = hdpo_advantages(*scores[:3], group)
-        batch["efficiency_advantages"] = advantages.efficiency[local]
+            batch["advantages"] = self._coupled_advantages(scores, group)[local]
+        efficiency = self._efficiency_advantages(scores, group)
+        batch["efficiency_advantages"] = efficiency[local]
         mask = _loss_mask(batch)
         qualifying = efficiency_mask(
             batch["efficiency_advantages"], mask, self.args.efficiency_normalize
@@ -224,11 +161,20 @@ class HDPOTrainer(GRPOTrainer):
         batch["efficiency_items"] = _gather(mean_count(qualifying, self.args.aggregation)).sum()
         if self._agent is not None:
             batch["records"], self._records = self._records, []
-        self._log_scores(mode, scores, batch["advantages"], advantages.efficiency, group)
+        self._log_scores(mode, scores, batch["advantages"], efficiency, group)
         return batch
 
+    def _efficiency_advantages(self, scores: Scores, group: int) -> Tensor:
+        """The efficiency channel's advantages, [B]."""
+        return hdpo_advantages(*scores[:3], group).efficiency
+
+    def _coupled_advantages(self, scores: Scores, group: int) -> Tensor:
+        """Advantages of the one reward `accuracy + alpha · efficiency`, [B]."""
+        reward = scores.accuracy + self.args.alpha * scores.efficiency
+        return hdpo_advantages(reward, scores.efficiency, scores.correct, group, eps=_EPS).accuracy
+
     def _log_scores(
-        self, mode: str, scores: _Scores, accuracy: Tensor, efficiency: Tensor, group: int
+        self, mode: str, scores: Scores, accuracy: Tensor, efficiency: Tensor, group: int
     ) -> None:
         in_group = scores.correct.view(-1, group).sum(dim=1)
         calls = scores.tool_calls.float()
@@ -308,8 +254,7 @@ class HDPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._records:
-            logps, entropies = self.record_logps(model, self._records, logits_to_keep, self._rows)
-            found = logps, entropies, None
+            found = *self.record_logps(model, self._records, logits_to_keep, self._rows), None
         else:
             found = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **kwargs
@@ -332,43 +277,20 @@ class HDPOTrainer(GRPOTrainer):
         records: Sequence[TokenRecord],
         width: int,
         rows: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies of the records' completions, each [B, T].
-
-        Args:
-            model: the policy (or a reference).
-            records: B conversations.
-            width: T.
-            rows: those to compute, None for all; the others keep what was sampled, without a
-                gradient (minus which is an estimate of the entropy).
-        """
+    ) -> RecordScores:
+        """`score_records` of this trainer's rollouts; arguments as there."""
         assert self._agent is not None
-        device = self.accelerator.device
-        sampled = torch.zeros(len(records), width)
-        for row, record in enumerate(records):
-            sampled[row, : len(record.logprobs)] = torch.tensor(record.logprobs)
-        logps_BT, entropies_BT = sampled.to(device), -sampled.to(device)
-        lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in records]
-        if rows is None:
-            rows = range(len(records))
-        elif not rows:  # the loss needs a graph all the same
-            rows = [lengths.index(min(lengths))]
-        # DDP takes one forward pass per backward pass.
-        alone = self.accelerator.num_processes == 1
-        for chunk in _similar_lengths(rows, lengths) if alone else [list(rows)]:
-            conversations = [_conversation(records[row]) for row in chunk]
-            batch = collate(conversations, self._agent.renderer)
-            with self.accelerator.autocast(), _suppressed(model, self._agent.suppressed_ids):
-                output = model(**{k: v.to(device) for k, v in batch.items()}, fused_lm_head=True)
-            scored = output.label_mask
-            columns = [torch.tensor(records[row].mask).nonzero().flatten() for row in chunk]
-            index = (
-                torch.tensor(chunk, device=device).repeat_interleave(scored.sum(dim=1)),
-                torch.cat(columns).to(device),
+        with self.accelerator.autocast():
+            return score_records(
+                model,
+                records,
+                width,
+                self._agent.renderer,
+                device=self.accelerator.device,
+                suppressed_ids=self._agent.suppressed_ids,
+                rows=rows,
+                one_pass=self.accelerator.num_processes > 1,
             )
-            logps_BT = logps_BT.index_put(index, output.log_probs[scored].float())
-            entropies_BT = entropies_BT.index_put(index, output.entropy[scored].float())
-        return logps_BT, entropies_BT
 
 
 def _gather(tensor: Tensor) -> Tensor:
@@ -379,14 +301,6 @@ def _record(rollout: Rollout) -> TokenRecord:
     if rollout.tokens is None:
         raise ValueError("the agent must keep tokens: run_agent(…, keep_tokens=True)")
     return rollout.tokens
-
-
-def _conversation(record: TokenRecord) -> RenderedConversation:
-    return RenderedConversation(
-        [*record.prompt_ids, *record.completion_ids],
-        [*([0] * len(record.prompt_ids)), *record.mask],
-        record.images,
-    )
 
 
 def _completion(rollout: Rollout) -> list[Message]:
@@ -405,30 +319,3 @@ def _tool_calls(completion: Any) -> int:
 def _loss_mask(batch: dict[str, Any]) -> Tensor:
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
-
-
-def _similar_lengths(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows in chunks that pad little: none shorter than two thirds of its chunk's longest."""
-    chunk: list[int] = []
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        if chunk and 3 * lengths[row] < 2 * lengths[chunk[0]]:
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    yield chunk
-
-
-@contextmanager
-def _suppressed(model: Any, ids: Sequence[int]) -> Iterator[None]:
-    """Leave tokens out of the distribution, by a bias on the head while the block runs."""
-    head = getattr(model, "module", model).get_output_embeddings()
-    if not ids or head.bias is not None:
-        yield
-        return
-    bias = torch.zeros(head.weight.shape[0], dtype=head.weight.dtype, device=head.weight.device)
-    bias[list(ids)] = -1e4
-    head.bias = nn.Parameter(bias, requires_grad=False)
-    try:
-        yield
-    finally:
-        head.bias = None
