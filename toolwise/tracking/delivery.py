@@ -238,11 +238,11 @@ def create_pipeline_run(
     client: MlflowClient, connection: Connection, run: PipelineRun, tags: dict[str, str]
 ) -> str:
     """Open a new parent run, in its experiment, which is made if it is new."""
-    experiment_id = _experiment(client, connection, run.experiment).experiment_id
+    experiment_id = find_experiment(client, connection, run.experiment).experiment_id
     return client.create_run(experiment_id, tags=tags, run_name=run.name).info.run_id
 
 
-def _experiment(client: MlflowClient, connection: Connection, name: str) -> Experiment:
+def find_experiment(client: MlflowClient, connection: Connection, name: str) -> Experiment:
     """The experiment; a new one on an SQLite file gets its artifacts beside it."""
     found = client.get_experiment_by_name(name)
     if found is None:
