@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from trl.trainer.grpo_config import GRPOConfig
 
 from toolwise.training.hdpo.loss import Aggregation, Normalize
 
-Variant = Literal["hdpo", "grpo", "coupled"]
+Variant = Literal["hdpo", "grpo", "coupled", "eapo"]
 
 
 @dataclass
@@ -29,10 +29,27 @@ class HDPOConfig(GRPOConfig):
         default="hdpo",
         metadata={
             "help": "'hdpo'; 'grpo' (no efficiency channel); 'coupled' (one channel, the reward "
-            "is accuracy + alpha · efficiency)."
+            "is accuracy + alpha · efficiency); 'eapo' (one channel, EAPO's difficulty-aware "
+            "reward, whose beta is alpha)."
         },
     )
-    alpha: float = field(default=0.15, metadata={"help": "Weight of efficiency when coupled."})
+    alpha: float = field(
+        default=0.15, metadata={"help": "Strength of efficiency in a reward of one channel."}
+    )
+    difficulty_aware: bool = field(
+        default=False,
+        metadata={"help": "Weight efficiency by the share of right rollouts in the group (EAPO)."},
+    )
+    tool_free: int = field(
+        default=0,
+        metadata={
+            "help": "Rollouts of each group that are sampled under the prompt without tools (EAPO)."
+        },
+    )
+    tool_free_correction: bool = field(
+        default=True,
+        metadata={"help": "Weight rollouts for having been sampled under two prompts."},
+    )
     efficiency_normalize: Normalize = field(
         default="qualifying",
         metadata={"help": "Average the efficiency loss over 'qualifying' rollouts or the 'group'."},
@@ -43,8 +60,13 @@ class HDPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in ("hdpo", "grpo", "coupled"):
-            raise ValueError(f"variant must be 'hdpo', 'grpo' or 'coupled', not {self.variant!r}")
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant must be one of {get_args(Variant)}, not {self.variant!r}")
+        if not 0 <= self.tool_free < (self.num_generations or 1):
+            raise ValueError(
+                f"tool_free must leave a group of {self.num_generations} at least one rollout with "
+                f"tools, and is {self.tool_free}"
+            )
         if self.efficiency_normalize not in ("qualifying", "group"):
             raise ValueError(
                 "efficiency_normalize must be 'qualifying' or 'group', "

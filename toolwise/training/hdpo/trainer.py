@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, cast
 
 import accelerate.utils
@@ -24,9 +25,11 @@ from toolwise.data import Message, Task
 from toolwise.training.hdpo.advantages import hdpo_advantages
 from toolwise.training.hdpo.agent import RolloutAgent
 from toolwise.training.hdpo.config import HDPOConfig, Variant
+from toolwise.training.hdpo.difficulty import eapo_rewards, easiness
 from toolwise.training.hdpo.forward import RecordScores, score_records
 from toolwise.training.hdpo.loss import efficiency_mask, mean_count, surrogate
 from toolwise.training.hdpo.rewards import efficiency_rewards
+from toolwise.training.hdpo.tool_free import answer_both_ways, is_tool_free, mixture_weights
 
 __all__ = ["HDPOConfig", "HDPOTrainer", "Scores", "Variant"]
 
@@ -80,10 +83,13 @@ class HDPOTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, HDPOConfig):
             raise TypeError(f"args must be an HDPOConfig, not {type(self.args).__name__}")
+        if self.args.tool_free and agent is None:
+            raise ValueError("tool_free rollouts are the agent loop's: give an agent")
         self._agent = agent
         self._tasks = tasks
         self._seconds = 0.0
         self._scores: Scores | None = None
+        self._weights: Tensor | None = None  # of rollouts sampled under two prompts
         self._logps: Tensor | None = None
         # One conversation per row of the batch at hand, and which of them need a forward pass.
         self._records: list[TokenRecord] = []
@@ -97,16 +103,22 @@ class HDPOTrainer(GRPOTrainer):
             return super()._generate(prompts)
         started = time.perf_counter()
         mode = "train" if self.model.training else "eval"
-        rollouts = self._agent.answer(
-            [self._tasks[int(prompt)] for prompt in prompts],
-            Sampling(
-                temperature=self.temperature,
-                top_p=self.top_p,
-                max_tokens=self.max_completion_length,
-                seed=self._sampling_seed(),
-            ),
+        tasks = [self._tasks[int(prompt)] for prompt in prompts]
+        sampling = Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_completion_length,
+            seed=self._sampling_seed(),
         )
+        free = self._tool_free_rows(len(tasks))
+        rollouts = answer_both_ways(self._agent, tasks, sampling, free)
         self._records = [_record(rollout) for rollout in rollouts]
+        for row, task in enumerate(tasks):
+            if free[row]:  # what is trained is the policy with tools
+                offered = self._agent.prompt_ids(task, tool_free=False)
+                self._records[row] = replace(self._records[row], prompt_ids=offered)
+        if any(free):
+            self._weights = self._mixture_weights(rollouts, free)
         seconds = time.perf_counter() - started
         self._metrics[mode]["seconds/rollout"].append(seconds)
         self._seconds -= seconds
@@ -119,6 +131,39 @@ class HDPOTrainer(GRPOTrainer):
             {"rollout": list(rollouts)},
             None,
             [],
+        )
+
+    def _tool_free_rows(self, rows: int) -> list[bool]:
+        """Which of this process's rollouts are sampled under the prompt without tools."""
+        first, group = self.accelerator.process_index * rows, self.num_generations
+        count = self.args.tool_free if self.model.training else 0
+        return [is_tool_free(first + row, group, count) for row in range(rows)]
+
+    def _mixture_weights(self, rollouts: Sequence[Rollout], free: Sequence[bool]) -> Tensor:
+        """`mixture_weights` of this process's rollouts, whose records have the prompt with tools.
+
+        The engine knows a direct answer's likelihood under the prompt it was sampled with; under
+        the other one it takes a forward pass.
+        """
+        assert self._agent is not None
+        other = [
+            record
+            if is_free
+            else replace(record, prompt_ids=self._agent.prompt_ids(rollout.task, tool_free=True))
+            for record, rollout, is_free in zip(self._records, rollouts, free, strict=True)
+        ]
+        direct = torch.tensor([_tool_calls(_completion(rollout)) == 0 for rollout in rollouts])
+        width = max(len(record.completion_ids) for record in other)
+        with torch.no_grad():
+            rows = direct.nonzero().flatten().tolist()
+            rescored = self.record_logps(self.model, other, width, rows).logps.sum(dim=1)
+        sampled = torch.tensor([sum(record.logprobs) for record in self._records]).to(rescored)
+        is_free = torch.tensor(free, device=rescored.device)
+        rescored = rescored.masked_fill(~direct.to(rescored.device), -torch.inf)
+        return mixture_weights(
+            torch.where(is_free, rescored, sampled),
+            torch.where(is_free, sampled, rescored),
+            self.args.tool_free / self.num_generations,
         )
 
     def _sampling_seed(self) -> int:
@@ -150,10 +195,17 @@ class HDPOTrainer(GRPOTrainer):
             self.accelerator.process_index * len(inputs),
             (self.accelerator.process_index + 1) * len(inputs),
         )
-        if self.args.variant == "coupled":
-            batch["advantages"] = self._coupled_advantages(scores, group)[local]
+        if self.args.variant in ("coupled", "eapo"):
+            batch["advantages"] = self._one_channel_advantages(scores, group)[local]
         efficiency = self._efficiency_advantages(scores, group)
         batch["efficiency_advantages"] = efficiency[local]
+        weights, self._weights = self._weights, None
+        if weights is not None and self.args.tool_free_correction:
+            # A factor on a rollout's loss, clipped or not, is one on its advantage.
+            batch["advantages"] = batch["advantages"] * weights
+            batch["efficiency_advantages"] = batch["efficiency_advantages"] * weights
+            free = torch.tensor(self._tool_free_rows(len(inputs)), device=weights.device)
+            self._metrics[mode]["tool_free/weight"].append(_gather(weights[free]).mean().item())
         mask = _loss_mask(batch)
         qualifying = efficiency_mask(
             batch["efficiency_advantages"], mask, self.args.efficiency_normalize
@@ -166,18 +218,29 @@ class HDPOTrainer(GRPOTrainer):
 
     def _efficiency_advantages(self, scores: Scores, group: int) -> Tensor:
         """The efficiency channel's advantages, [B]."""
-        return hdpo_advantages(*scores[:3], group).efficiency
+        advantages = hdpo_advantages(*scores[:3], group).efficiency
+        if self.args.difficulty_aware:
+            return advantages * easiness(scores.accuracy, scores.correct, group)
+        return advantages
 
-    def _coupled_advantages(self, scores: Scores, group: int) -> Tensor:
-        """Advantages of the one reward `accuracy + alpha · efficiency`, [B]."""
-        reward = scores.accuracy + self.args.alpha * scores.efficiency
+    def _one_channel_advantages(self, scores: Scores, group: int) -> Tensor:
+        """Advantages of the variant's one reward, [B]."""
+        accuracy, efficiency, correct, calls = scores
+        alpha = self.args.alpha
+        if self.args.variant == "eapo":
+            reward = eapo_rewards(accuracy, correct, calls, group, beta=alpha)
+        else:
+            if self.args.difficulty_aware:
+                efficiency = efficiency * easiness(accuracy, correct, group)
+            reward = accuracy + alpha * efficiency
         return hdpo_advantages(reward, scores.efficiency, scores.correct, group, eps=_EPS).accuracy
 
     def _log_scores(
         self, mode: str, scores: Scores, accuracy: Tensor, efficiency: Tensor, group: int
     ) -> None:
         in_group = scores.correct.view(-1, group).sum(dim=1)
-        calls = scores.tool_calls.float()
+        with_tools = group - (self.args.tool_free if mode == "train" else 0)
+        calls = scores.tool_calls.view(-1, group)[:, :with_tools].float()
         for name, value in {
             "accuracy": scores.correct.float().mean(),
             "accuracy_reward": scores.accuracy.nanmean(),
