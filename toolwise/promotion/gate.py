@@ -214,6 +214,16 @@ def decide_on(
     )
 
 
+def at_most(bound: float, threshold: float) -> bool:
+    """Whether an upper bound keeps to its threshold."""
+    return bound <= threshold + _ROUNDING
+
+
+def at_least(bound: float, threshold: float) -> bool:
+    """Whether a lower bound reaches its threshold."""
+    return bound >= threshold - _ROUNDING
+
+
 def _refusal(name: str, why: str) -> Criterion:
     return Criterion(
         name=name,
@@ -326,8 +336,7 @@ def _judge(policy: GatePolicy, group: str, name: str, evidence: _Evidence) -> Cr
     elif count < policy.min_items:
         why = f"{count} items are too few to judge it; the policy asks for {policy.min_items}"
     else:
-        margin = threshold - bound if is_ceiling else bound - threshold
-        passes = margin >= -_ROUNDING
+        passes = at_most(bound, threshold) if is_ceiling else at_least(bound, threshold)
         side, limit = ("upper", "at most") if is_ceiling else ("lower", "at least")
         why = (
             f"{value:.4f} over {count} items, {side} bound {bound:.4f} "
