@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("sandbox", "engine", "runner", "curation", "deduplication")
+PARTS = ("sandbox", "engine", "runner", "curation", "deduplication", "hdpo")
 RESULTS = Path(__file__).parent / "results"
 
 

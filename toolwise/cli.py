@@ -5,6 +5,7 @@ Commands import what they need when they run, so that help and completion stay q
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from toolwise.events import EventSink
+    from toolwise.profile import Profile
+    from toolwise.promotion.registry import Registry
     from toolwise.steps import FinishedStep
 
 Settings = TypeVar("Settings", bound="BaseModel")
@@ -158,14 +161,16 @@ def serve(
     ] = None,
     profile: ProfileOption = "demo",
 ) -> None:
-    """Serve a checkpoint at /openai/v1/chat/completions until stopped."""
+    """Serve a checkpoint at /openai/v1/chat/completions, and a page at /, until stopped."""
     from toolwise.profile import load_profile
     from toolwise.serving.server import listen
     from toolwise.serving.server import serve as serve_here
 
     settings = load_profile(profile).serve
-    if port:
-        settings = settings.model_copy(update={"port": port})
+    given = {"port": port, "keys": keys}
+    settings = settings.model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
     serve_here(settings, listen(settings.host, settings.port), model, corpus)
 
 
@@ -173,29 +178,44 @@ def serve(
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     image: Annotated[
-        list[Path] | None, typer.Option(help="Picture to ask about; may be repeated.", exists=True)
+        list[str] | None,
+        typer.Option(help="Picture to ask about, a file or a URL; may be repeated."),
     ] = None,
     url: Annotated[
         str, typer.Option(envvar="TOOLWISE_URL", help="Base URL of the endpoint.")
+    keys: Annotated[
+        Path | None, typer.Option(help="YAML file of API keys (docs/serving.md).", exists=True)
+    ] = None,
     ] = "http://127.0.0.1:8080/openai/v1",
     model: Annotated[str, typer.Option(help="Model name at the endpoint.")] = "toolwise",
 ) -> None:
-    """Ask an endpoint one question, and show the calls it made."""
-    from toolwise.serving.deploy import Endpoint
-    from toolwise.serving.deploy import ask as ask_endpoint
+    """Ask an endpoint one question, and show its calls, its answer and its time.
 
-    images = [path.read_bytes() for path in image or []]
-    reply = ask_endpoint(Endpoint(url, model), question, images)
-    for call in reply.toolwise.get("calls", []):
-        name = call["name"] or "a tool, in a malformed call"
-        stdout.print(Text(f"called {name} {call['arguments'] or ''}", style="dim"))
-    stdout.print(Text(reply.answer or "(no answer)"))
+    TOOLWISE_API_KEY holds the key where the endpoint asks for one.
+    """
+    from toolwise.serving.asking import Called, Ended, ask_stream
+
+    answered = False
+    for told in ask_stream(url, model, question, image or [], tools):
+        match told:
+            case Called():
+                name = told.name or "a tool, in a malformed call"
+                what = f"called {name} {told.arguments or ''}".rstrip()
+                stdout.print(Text(f"{what} in {told.seconds:.2f} s", style="dim"), soft_wrap=True)
+            case Ended():
+                how = f"{told.tool_calls} calls, {told.tokens} tokens, {told.seconds:.2f} s"
+                stdout.print(Text("" if answered else "(no answer)"))
+                stdout.print(Text(how, style="dim"))
+            case piece:
+                answered = True
+                stdout.print(Text(piece), end="", soft_wrap=True)
 
 
 @app.command(rich_help_panel=ENDPOINT)
 def stop(
     run_dir: Annotated[Path, typer.Option(help="Folder of the run whose endpoint to stop.")] = Path(
         "runs/demo"
+    tools: Annotated[bool, typer.Option(help="Whether the model may call tools.")] = True,
     ),
 ) -> None:
     """Stop the endpoint that a run left serving."""
@@ -217,7 +237,8 @@ def _run_step(
 ) -> None:
     """Run one step with its section of the profile, with progress, and publish its outputs.
 
-    `changes` are settings that the command line has instead of the profile.
+    `changes` are settings that the command line has instead of the profile; with `again`, what an
+    earlier run did is done once more.
     """
     from toolwise.profile import load_profile
 
@@ -227,19 +248,28 @@ def _run_step(
     section = settings.section_of(name)
     if changes:
         section = _changed(section, changes)
-    step = _shown(name, section, settings.seed if seed is None else seed, stage, **inputs)
+    step = _shown(
+        name, section, settings.seed if seed is None else seed, stage, again=again, **inputs
+    )
     step.publish(**{key: str(path) for key, path in outputs.items()})
     for path in outputs.values():
         stdout.print(f"Wrote {path}", soft_wrap=True)
 
 
 def _check_vacant(out: Path) -> None:
+    again: bool = False,
     if out.exists():
         raise InputError(f"{out} exists already; remove it or choose another --out")
 
 
 def _shown(
-    name: str, section: BaseModel, seed: int, stage: str = "", **inputs: Path
+    name: str,
+    section: BaseModel,
+    seed: int,
+    stage: str = "",
+    *,
+    again: bool = False,
+    **inputs: Path,
 ) -> FinishedStep:
     """Run one step and show its progress."""
     from toolwise.steps import run_step
@@ -272,6 +302,7 @@ def _rows(kind: str, address: str, source: str | None, images: str | None) -> Pa
     Args:
         kind: `trajectories` or `tasks`.
         address: a path, `s3://…` or `hf://…`.
+            again=again,
         source: the format, by name; recognised where it is not given.
         images: where the pictures are, if not beside the data.
     """
@@ -566,22 +597,62 @@ def promote(
         profile,
         seed,
         {"decision": out},
-        model=model,
-        challenger=challenger,
-        baseline=baseline,
+        changes=thresholds.model_dump(),
+        # There may be another champion since.
+        again=True,
+        **{name: path for name, path in inputs.items() if path is not None},
     )
 
 
 @app.command(rich_help_panel=STEP)
 def deploy(
-    model: ModelOption,
     evaluation: Annotated[Path, typer.Option(help="Evaluation of the model.", exists=True)],
     benchmark: Annotated[Path, typer.Option(help="Tasks to ask two of.", exists=True)],
     corpus: CorpusOption,
-    out: OutOption,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint folder.", exists=True)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the decision goes; must not exist yet.")
+    ] = None,
+    champion: Annotated[
+        Path | None,
+        typer.Option(
+            help="Evaluation of the champion on the same items, where its own is of others.",
+            exists=True,
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy (YAML); the profile's by default.", exists=True)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Explain the decision, and change nothing.")
+    ] = False,
     profile: ProfileOption = "demo",
     seed: SeedOption = None,
 ) -> None:
+    from toolwise.profile import load_profile
+    from toolwise.promotion.judging import judge
+    from toolwise.promotion.policy import GatePolicy
+    from toolwise.steps.functions import RUN_ID_FILE
+
+    thresholds = GatePolicy.load(policy) if policy else load_profile(profile).promote
+    if dry_run:
+        run_id_file = challenger / RUN_ID_FILE
+        judged = judge(
+            _registry(profile),
+            thresholds,
+            challenger,
+            baseline,
+            run_id=run_id_file.read_text() if run_id_file.exists() else None,
+            champion=champion,
+        )
+        stdout.print(Text(judged.decision.explain()), soft_wrap=True)
+        return
+    if model is None or out is None:
+        raise InputError(
+            "without --dry-run, --model says what to register and --out where to write"
+        )
+    _registry(profile)
+    inputs = {"model": model, "challenger": challenger, "baseline": baseline, "champion": champion}
     """Serve a checkpoint as a process of its own, and ask it two questions."""
     _run_step(
         "deploy",
@@ -593,6 +664,47 @@ def deploy(
         benchmark=benchmark,
         corpus=corpus,
     )
+@app.command(rich_help_panel=ENDPOINT)
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why; it goes into the registry and the log.")],
+    profile: ProfileOption = "demo",
+) -> None:
+    """Make the previous champion the champion again."""
+    registry = _registry(profile)
+    version = registry.rollback(reason)
+    stdout.print(
+        f"Version {version} of {registry.name} is the champion again. What serves stays as it is "
+        "until that version is deployed.",
+        soft_wrap=True,
+    )
+
+
+@app.command(rich_help_panel=ENDPOINT)
+def decisions(profile: ProfileOption = "demo") -> None:
+    """Print every promotion, rejection and rollback, oldest first."""
+    from rich.table import Table
+
+    table = Table("when (UTC)", "what", "version", "champion before", "why", box=None)
+    for entry in _registry(profile).decisions():
+        when = f"{entry.at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(when, entry.action, entry.version, entry.against or "–", Text(entry.why))
+    stdout.print(table)
+
+
+def _registry(profile: str) -> Registry:
+    """The profile's registered model, where its pipeline keeps it."""
+    from pipelines.local import tracking_uri
+    from toolwise.profile import load_profile
+    from toolwise.promotion.registry import Registry
+    from toolwise.steps.running import experiment_name
+    from toolwise.tracking import Connection
+
+    name = load_profile(profile).name
+    os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(Path("runs") / name))
+    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", name)
+    return Registry(experiment_name(), Connection())
+
+
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ class _Bucket:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            return call_endpoint(call, self.endpoint, _s3_transient)
+            return call_endpoint(call, self.endpoint, s3_transient)
         except ClientError as error:
             if _s3_code(error) in ("404", "NoSuchKey", "NoSuchBucket"):
                 raise InputError(f"{self.endpoint}: not found ({error})") from error
@@ -297,12 +297,13 @@ def _s3_code(error: Exception) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def _s3_transient(error: Exception) -> bool:
+def s3_transient(error: Exception) -> bool:
+    """Whether the same request to S3 may succeed later."""
     from boto3.exceptions import RetriesExceededError, S3UploadFailedError
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 
     if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, Exception):
-        return _s3_transient(error.__context__)
+        return s3_transient(error.__context__)
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status >= 500 or status == 429 or _s3_code(error) in ("SlowDown", "RequestTimeout")

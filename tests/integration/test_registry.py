@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from toolwise import tracking
 from toolwise.errors import BackendError, InputError
-from toolwise.evaluation.metrics import RolloutScore, summarise, write_scores
+from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, summarise, write_scores
 from toolwise.promotion.gate import Decision, GatePolicy, decide
 from toolwise.promotion.registry import Registry
 
@@ -52,7 +52,8 @@ def evaluated(uri: str, folder: Path, scores: list[RolloutScore]) -> str:
     folder.mkdir()
     write_scores(folder / "scores.jsonl", scores)
     metrics = {mode: summarise(scores, mode) for mode in ("greedy", "sampled")}
-    (folder / "metrics.json").write_text(json.dumps({**metrics, "benchmark": "b1"}))
+    facts = {"benchmark": "b1", "metric_version": METRIC_VERSION, "items": len(scores) // 2}
+    (folder / "metrics.json").write_text(json.dumps({**metrics, **facts}))
     (folder / "samples.jsonl").write_text("")
     parent = tracking.start_pipeline_run("registry", "run", uri=uri)
     with tracking.step(parent, "evaluate hdpo", uri=uri) as run:
@@ -92,8 +93,8 @@ def test_a_promoted_version_is_the_champion_and_its_scores_come_back(
         "s3://models/hdpo",
         run_id,
     )
-    assert champion.scores == frugal()
-    assert champion.benchmark == "b1"
+    assert champion.evaluation.scores == frugal()
+    assert champion.evaluation.benchmark == "b1"
     tags = client.get_model_version(registry.name, version).tags
     assert tags["toolwise.decision"] == "promote"
     assert tags["greedy/overall/redundant_call_rate"] == "0.0000"
@@ -150,7 +151,7 @@ def test_a_challenger_is_compared_with_the_scores_of_the_champion(
     worse = [
         score(r.task_id, r.mode, False, r.tool_calls) if r.mode == "greedy" else r for r in frugal()
     ]
-    decision: Decision = decide(GatePolicy(), worse, champion.scores, baseline=worse)
+    decision: Decision = decide(GatePolicy(), worse, champion.evaluation.scores, baseline=worse)
     assert decision.reference == "champion"
     assert decision.criteria[-1].value == 1.0
     assert decision.decision == "reject"

@@ -50,6 +50,13 @@ def session(sandbox: LocalSandbox) -> Iterator[SandboxSession]:
 @pytest.fixture
 def own_sandbox() -> Iterator[LocalSandbox]:
     """One that a test may break."""
+    pool = LocalSandbox(workers=1, limits=LIMITS)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def impatient() -> Iterator[LocalSandbox]:
     pool = LocalSandbox(workers=1, limits=SandboxLimits(seconds=2.0))
     yield pool
     pool.close()
@@ -176,8 +183,8 @@ class TestBrokenCode:
 
 class TestTimeLimit:
     @pytest.mark.parametrize("code", ["while True: pass", "import time; time.sleep(1000)"])
-    def test_code_that_does_not_end_is_ended(self, own_sandbox: LocalSandbox, code: str) -> None:
-        session = own_sandbox.open([])
+    def test_code_that_does_not_end_is_ended(self, impatient: LocalSandbox, code: str) -> None:
+        session = impatient.open([])
         session.call("x = 1")
         result = session.call(f"try:\n  {code}\nfinally:\n  {code}")
         assert result.is_error
@@ -297,8 +304,8 @@ class TestForgery:
         assert result.images == ()
         assert session.call("print('fresh')").text == "fresh"
 
-    def test_a_reply_that_never_ends_times_out(self, own_sandbox: LocalSandbox) -> None:
-        session = own_sandbox.open([])
+    def test_a_reply_that_never_ends_times_out(self, impatient: LocalSandbox) -> None:
+        session = impatient.open([])
         dribble = "while True: wire.sendall(b' '); time.sleep(0.1)"
         result = session.call(f"{self.WIRE}wire.sendall(struct.pack('!I', 60))\n{dribble}")
         assert result.text.startswith("Error: timed out")

@@ -182,7 +182,8 @@ def test_a_stream_tells_calls_as_they_end_and_then_the_answer(server: ServedProc
     texts = [c.choices[0].delta.content or "" for c in chunks if c.choices]
     assert "".join(texts) == "42"
     told = [c.toolwise for c in chunks if hasattr(c, "toolwise")]
-    assert told[0]["call"]["name"] == "python"
+    assert told[0]["calling"] == {"name": "python", "arguments": {"code": "print(6 * 7)"}}
+    assert told[1]["call"]["name"] == "python"
     assert told[-1]["tool_calls"] == 1
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].usage.total_tokens == 30
@@ -260,7 +261,7 @@ def test_sampling_fields_reach_the_model(server: ServedProcess, upstream: Script
     ("fields", "param"),
     [
         ({"temperature": 9}, "temperature"),
-        ({"n": 2}, "n"),
+        ({"n": 9}, "n"),
         ({"logprobs": True}, "logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "tools"),
         ({"max_tool_calls": 5}, "max_tool_calls"),
@@ -331,7 +332,7 @@ def test_kserves_own_protocol_answers_too(server: ServedProcess) -> None:
     chat = {"model": "toolwise", "messages": [{"role": "user", "content": "<answer>4</answer>"}]}
     [prediction] = httpx.post(url, json={"instances": [chat]}).json()["predictions"]
     assert prediction["choices"][0]["message"]["content"] == "4"
-    refused = httpx.post(url, json={"instances": [{**chat, "n": 2}]})
+    refused = httpx.post(url, json={"instances": [{**chat, "n": 9}]})
     assert refused.status_code == 400
     assert "`n`" in refused.json()["error"]
 

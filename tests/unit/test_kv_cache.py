@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from toolwise.agent.kv_cache import RowCache
-from toolwise.agent.transformers_engine import _head_start
 
 
 def block(rows: list[int], start: int, width: int) -> torch.Tensor:
@@ -46,17 +45,3 @@ def test_kept_rows_are_copies_that_go_their_own_ways() -> None:
     feed(cache, [0, 1], 0, 2)
     cache.keep(torch.tensor([1, 1, 0]))
     assert feed(cache, [7, 8, 9], 2, 1).tolist() == [[100, 101, 702], [100, 101, 802], [0, 1, 902]]
-
-
-def test_one_long_row_reads_ahead_of_many_short_ones() -> None:
-    # 1 row of 60 and 9 of 10: 600 tokens in one block, 50 + 100 in two.
-    assert _head_start([60] + [10] * 9, [False] * 10) == 50
-
-
-def test_rows_of_a_length_read_together() -> None:
-    assert _head_start([10, 9, 10, 8], [False] * 4) == 0
-
-
-def test_a_row_with_an_image_is_not_divided() -> None:
-    assert _head_start([60] + [10] * 9, [True] + [False] * 9) == 0
-    assert _head_start([60] + [10] * 8 + [30], [False] * 9 + [True]) == 30

@@ -54,7 +54,7 @@ async def read(*messages: dict[str, Any]) -> Conversation:
         ({"seed": -1}, "seed"),
         ({"stop": list("abcde")}, "stop"),
         ({"stop": [1]}, "stop[0]"),
-        ({"n": 2}, "n"),
+        ({"n": 9}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"max_tool_calls": -1}, "max_tool_calls"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -20,6 +21,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from toolwise.agent.engine import Sampling, TokenRecord, Turn
+from toolwise.agent.openai_stream import MAX_BYTES, StreamedCompletion, read_stream
 from toolwise.agent.protocol import parse_turn
 from toolwise.data import Message, data_uri
 from toolwise.errors import BackendError, InputError
@@ -132,27 +134,58 @@ class OpenAIEngine:
             proxy=_proxy(self._url),
         )
 
-    async def complete(self, session: aiohttp.ClientSession, body: dict[str, Any]) -> Completion:
+    async def complete(
+        self,
+        session: aiohttp.ClientSession,
+        body: dict[str, Any],
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
         """One completion, with retries.
+
+        Args:
+            session: connections to use.
+            body: the request.
+            on_text: gets the text as the server writes it; once it got some, a failure is final.
 
         Raises:
             BackendError: the server could not be reached, kept failing, or makes no sense.
             InputError: it refuses the conversation (too long, an image it cannot read).
         """
+        if on_text:
+            body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         try:
             content = orjson.dumps(body)
         except TypeError:  # half of a surrogate pair, which only JSON's escapes can carry
             content = json.dumps(body).encode()
-        return await request_endpoint(lambda: self._request(session, content), self.name)
+        return await request_endpoint(lambda: self._request(session, content, on_text), self.name)
 
-    async def _request(self, session: aiohttp.ClientSession, content: bytes) -> Completion:
+    async def _request(
+        self,
+        session: aiohttp.ClientSession,
+        content: bytes,
+        on_text: Callable[[str], None] | None,
+    ) -> Completion:
         # aiohttp reads a file object in a thread: worth it for a body that would block the loop.
         data = content if len(content) < LARGE_BODY else io.BytesIO(content)
+        told = False
+
+        def tell(text: str) -> None:
+            nonlocal told
+            told = True
+            if on_text:
+                on_text(text)
+
         try:
             async with session.post(self._url, data=data) as response:
-                reply = await response.read()
+                # A server that does not stream answers whole.
+                if on_text and response.content_type == "text/event-stream":
+                    return _gathered(await read_stream(response.content, tell, self.name))
+                reply = await self._read(response)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise TransientFault(f"{type(error).__name__}: {error}") from error
+            fault = f"{type(error).__name__}: {error}"
+            if told:
+                raise BackendError(f"{self.name} failed amid its answer: {fault}") from error
+            raise TransientFault(fault) from error
         if response.status == HTTPStatus.OK:
             try:
                 return Completion.model_validate_json(reply)
@@ -166,6 +199,14 @@ class OpenAIEngine:
         if response.status in _PASSING or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise TransientFault(fault, retry_after(response.headers.get("Retry-After")))
         raise BackendError(f"{self.name} failed: {fault}")
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        reply = bytearray()
+        async for piece in response.content.iter_any():
+            reply += piece
+            if len(reply) > MAX_BYTES:
+                raise BackendError(f"{self.name} answers with more than {MAX_BYTES >> 20} MiB")
+        return bytes(reply)
 
 
 class _Function(BaseModel):
@@ -202,6 +243,17 @@ class Completion(BaseModel):
     usage: _Usage | None = None
 
 
+def _gathered(streamed: StreamedCompletion) -> Completion:
+    calls = [_ToolCall(function=_Function(name=n, arguments=a)) for n, a in streamed.calls]
+    message = Reply(content=streamed.content, tool_calls=calls)
+    return Completion(
+        choices=[_Choice(message=message, finish_reason=streamed.finish_reason)],
+        usage=_Usage(
+            prompt_tokens=streamed.prompt_tokens, completion_tokens=streamed.completion_tokens
+        ),
+    )
+
+
 class OpenAIBatch:
     """Conversations kept as OpenAI messages and sent whole each turn."""
 
@@ -224,12 +276,27 @@ class OpenAIBatch:
             BackendError: the server could not be reached or kept failing.
             InputError: the server finds the conversation itself unacceptable (too long, …).
         """
+        return await self._generate(indices, sampling, None)
+
+    async def stream(
+        self, indices: Sequence[int], sampling: Sampling, on_text: Callable[[int, str], None]
+    ) -> list[Turn]:
+        """As `generate`; `on_text` gets each conversation's index and text as it is written."""
+        return await self._generate(indices, sampling, on_text)
+
+    async def _generate(
+        self,
+        indices: Sequence[int],
+        sampling: Sampling,
+        on_text: Callable[[int, str], None] | None,
+    ) -> list[Turn]:
         slots = asyncio.Semaphore(CONCURRENCY)
         async with self._engine.connection() as session:
 
             async def one(index: int) -> Turn:
                 async with slots:
-                    return await self._turn(session, index, sampling)
+                    tell = functools.partial(on_text, index) if on_text else None
+                    return await self._turn(session, index, sampling, tell)
 
             try:
                 async with asyncio.TaskGroup() as group:
@@ -248,7 +315,13 @@ class OpenAIBatch:
             f"{self._engine.name} gives no token ids; train with the in-process engine"
         )
 
-    async def _turn(self, session: aiohttp.ClientSession, index: int, sampling: Sampling) -> Turn:
+    async def _turn(
+        self,
+        session: aiohttp.ClientSession,
+        index: int,
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None,
+    ) -> Turn:
         conversation = self._conversations[index]
         body = {
             "model": self._engine.model,
@@ -265,7 +338,7 @@ class OpenAIBatch:
             body["seed"] = sampling.seed + index
         started = time.perf_counter()
         try:
-            reply = await self._engine.complete(session, body)
+            reply = await self._engine.complete(session, body, on_text)
         except InputError as refusal:
             if self._turns[index] == 0 or not _TOO_LONG.search(str(refusal)):
                 raise

@@ -1,17 +1,19 @@
 """The in-process engine: a transformers Qwen-VL model that decodes a batch turn by turn.
 
-The KV cache is kept over tool turns: after a tool answered, only its response is read, and images
-are encoded once per conversation. Under greedy decoding it writes the tokens `model.generate`
-writes.
+Conversations that have read and written the same so far are one row of the batch: the prompt of a
+group, its images, and the tokens its rollouts have in common go through the model once. A row
+splits where its conversations part. The KV cache is kept over tool turns: after a tool answered,
+only its response is read. Under greedy decoding it writes the tokens `model.generate` writes.
 
-Legend: R rows (open conversations), W width of the block being read, K cached positions, V
-vocabulary.
+Legend: N rows, W width of the block being read, K cached positions, M conversations still writing,
+V vocabulary.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,34 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from toolwise.agent.engine import Sampling, TokenRecord, Turn
-from toolwise.agent.kv_cache import RowCache
 from toolwise.agent.processor import load_processor
+from toolwise.agent.ragged_cache import RaggedCache
 from toolwise.agent.rendering import Pixels, Renderer
+from toolwise.agent.sampling import choose
 from toolwise.data import Message
 from toolwise.errors import InputError
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """What an engine has computed so far, in tokens and images.
+
+    Args:
+        computed: tokens that went through the model.
+        padding: positions that went through it only to fill a block.
+        shared: tokens that did not have to, because another conversation had begun the same way.
+        images: images encoded.
+    """
+
+    computed: int = 0
+    padding: int = 0
+    shared: int = 0
+    images: int = 0
+
+    @property
+    def padding_share(self) -> float:
+        """Padding as a share of all positions that went through the model."""
+        return self.padding / max(1, self.computed + self.padding)
 
 
 class TransformersEngine:
@@ -44,6 +69,7 @@ class TransformersEngine:
         self.max_result_chars = int(min(processor.tokenizer.model_max_length, 2**20)) // 8
         self.renderer = Renderer(processor)
         self.suppressed_ids: Sequence[int] = suppressed_token_ids(processor.tokenizer)
+        self.stats = EngineStats()
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> TransformersEngine:
@@ -81,11 +107,12 @@ def suppressed_token_ids(tokenizer: Any) -> list[int]:
     return sorted(set(tokenizer.all_special_ids) - {tokenizer.eos_token_id})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Conversation:
     """One conversation's tokens.
 
-    `pending` are ids not yet read by the model, `pending_images` from index `read_images` on.
+    `pending` are ids not yet read by the model, `pending_images` from index `read_images` on;
+    `length` positions of `row` are what it has read.
     """
 
     prompt_ids: list[int]
@@ -97,9 +124,28 @@ class _Conversation:
     mask: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     next_position: int = 0
+    row: _Row | None = None
+    length: int = 0
 
     def __post_init__(self) -> None:
         self.prompt_images = len(self.images)
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A row of the cache, and the numbers of the conversations that are writing in it."""
+
+    members: list[int]
+    next_position: int = 0
+
+
+@dataclass(slots=True)
+class _Writing:
+    """The turn a conversation is writing."""
+
+    conversation: _Conversation
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
 
 class TransformersBatch:
@@ -108,8 +154,9 @@ class TransformersBatch:
     def __init__(self, engine: TransformersEngine, conversations: list[_Conversation]) -> None:
         self._engine = engine
         self._conversations = conversations
-        self._rows: list[int] = []
-        self._cache: RowCache | None = None
+        self._rows: list[_Row] = []
+        layers = engine.model.config.get_text_config().num_hidden_layers
+        self._cache = RaggedCache(layers)
         self._generator: torch.Generator | None = None
 
     def append(self, index: int, messages: Sequence[Message]) -> None:
@@ -135,100 +182,39 @@ class TransformersBatch:
         )
 
     async def generate(self, indices: Sequence[int], sampling: Sampling) -> list[Turn]:
-        """One assistant turn for each conversation in `indices`."""
-        model = self._engine.model
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.inference_mode():
-                return self._generate(list(indices), sampling)
-        finally:
-            model.train(was_training)
-
-    def _generate(self, indices: list[int], sampling: Sampling) -> list[Turn]:
+        """One assistant turn for each conversation in `indices`, which are all that go on."""
         started = time.perf_counter()
+        writing = [_Writing(self._conversations[index]) for index in indices]
         prompt_tokens = [
-            len(self._conversations[i].prompt_ids) + len(self._conversations[i].completion_ids)
-            for i in indices
+            len(w.conversation.prompt_ids) + len(w.conversation.completion_ids) for w in writing
         ]
-        logits_RV = self._read(indices)
-        device = logits_RV.device
+        self._seed(sampling)
+        with _inference(self._engine.model):
+            logits_NV = self._read(writing)
+            while splits := self._write(logits_NV, writing, sampling):
+                logits_NV = self._step(splits)
+        seconds = time.perf_counter() - started
+        return [
+            self._finish(w, tokens, seconds, sampling)
+            for w, tokens in zip(writing, prompt_tokens, strict=True)
+        ]
+
+    def _seed(self, sampling: Sampling) -> None:
         if self._generator is None and sampling.temperature > 0:
-            self._generator = torch.Generator(device)
+            self._generator = torch.Generator(self._engine.model.device)
             if sampling.seed is None:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(sampling.seed)
-        ids, logprobs = self._decode(logits_RV, indices, sampling)
-        seconds = time.perf_counter() - started
-        return [
-            self._finish(
-                self._conversations[index],
-                ids[row],
-                logprobs[row],
-                prompt_tokens[row],
-                seconds,
-                sampling,
-            )
-            for row, index in enumerate(indices)
-        ]
-
-    def _decode(
-        self, logits_NV: Tensor, indices: list[int], sampling: Sampling
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """Write until every row has ended; returns ids and log-probabilities by row.
-
-        N rows are in the batch: once at least half of them have ended, the others go on alone.
-        """
-        assert self._cache is not None
-        eos, device = self._engine.renderer.end_id, logits_NV.device
-        ids: list[list[int]] = [[] for _ in indices]
-        logprobs: list[list[float]] = [[] for _ in indices]
-        rows = list(range(len(indices)))  # what stands at 0 … N−1
-        alive = set(rows)
-        position_N = torch.tensor(
-            [self._conversations[i].next_position for i in indices], device=device
-        )
-        while True:
-            token_N, logprob_N = self._pick(logits_NV, sampling)
-            written = zip(rows, token_N.tolist(), logprob_N.tolist(), strict=True)
-            for row, token, logprob in written:
-                if row in alive:
-                    ids[row].append(token)
-                    logprobs[row].append(logprob)
-                    if token == eos or len(ids[row]) == sampling.max_tokens:
-                        alive.discard(row)
-            if not alive:
-                break
-            if 2 * len(alive) <= len(rows):
-                places = [place for place, row in enumerate(rows) if row in alive]
-                kept = torch.tensor(places, device=device)
-                self._cache.narrow(kept)
-                rows = [rows[place] for place in places]
-                token_N, position_N = token_N[kept], position_N[kept]
-            alive_N = torch.tensor([row in alive for row in rows], device=device)
-            logits_NV = self._forward(
-                token_N[:, None], position_N[None, :, None].expand(3, -1, 1), alive_N[:, None]
-            )
-            position_N = position_N + 1
-        while self._cache.narrowed:
-            self._cache.widen()
-        return ids, logprobs
 
     def _finish(
-        self,
-        conversation: _Conversation,
-        ids: list[int],
-        logprobs: list[float],
-        prompt_tokens: int,
-        seconds: float,
-        sampling: Sampling,
+        self, writing: _Writing, prompt_tokens: int, seconds: float, sampling: Sampling
     ) -> Turn:
         """Record one turn's tokens; the last one has been sampled but not yet read."""
+        conversation, ids = writing.conversation, writing.ids
         conversation.completion_ids.extend(ids)
         conversation.mask.extend([1] * len(ids))
-        conversation.logprobs.extend(logprobs)
-        conversation.next_position += len(ids) - 1
+        conversation.logprobs.extend(writing.logprobs)
         conversation.pending = [ids[-1]]
         ended = ids[-1] == self._engine.renderer.end_id
         text = self._engine.renderer.tokenizer.decode(ids[:-1] if ended else ids)
@@ -239,103 +225,155 @@ class TransformersBatch:
             prompt_tokens=prompt_tokens,
             completion_tokens=len(ids),
             token_ids=tuple(ids),
-            logprobs=tuple(logprobs),
+            logprobs=tuple(writing.logprobs),
             seconds=seconds,
         )
 
-    def _read(self, indices: list[int]) -> Tensor:
-        """Read what is pending in `indices` and return the logits after it, [R, V].
+    @torch.inference_mode()
+    def _read(self, writing: Sequence[_Writing]) -> Tensor:
+        """Read what is pending, once where it is the same; returns the logits after it, [N, V]."""
+        alike: dict[Any, list[int]] = {}
+        for number, w in enumerate(writing):
+            c = w.conversation
+            key = id(c.row), c.length, tuple(c.pending), tuple(c.images[c.read_images :])
+            alike.setdefault(key, []).append(number)
+        # Rows of similar lengths stand together, so that they can be read together.
+        groups = sorted(
+            alike.values(), key=lambda group: -len(writing[group[0]].conversation.pending)
+        )
+        first = [writing[group[0]].conversation for group in groups]
+        place = {id(row): number for number, row in enumerate(self._rows)}
+        self._cache.arrange(
+            [place[id(c.row)] if c.row else number for number, c in enumerate(first)],
+            [c.length for c in first],
+        )
+        self._rows = [_Row(group) for group in groups]
+        widths = [len(c.pending) for c in first]
+        logits = [self._read_block(rows, first[rows]) for rows in _similar(widths)]
+        for w in writing:
+            w.conversation.read_images = len(w.conversation.images)
+        return torch.cat(logits)
 
-        Rollouts of one group start alike: a prompt that stands in several rows is read once.
-        """
-        device = self._engine.model.device
-        first = self._cache is None
-        self._select(indices)
-        opened = [self._conversations[i] for i in indices]
-        copies: dict[Any, list[_Conversation]] = {}
-        for row, c in enumerate(opened):
-            key = (tuple(c.pending), tuple(c.images)) if first else row
-            copies.setdefault(key, []).append(c)
-        lengths = [len(same[0].pending) for same in copies.values()]
-        illustrated = [same[0].read_images < len(same[0].images) for same in copies.values()]
-        width = max(lengths)
-        shape = (len(copies), width)
-        ids_RW = torch.full(shape, self._engine.renderer.end_id, dtype=torch.long)
-        mask_RW = torch.zeros(shape, dtype=torch.bool)
-        position_3RW = torch.zeros((3, *shape), dtype=torch.long)
+    def _read_block(self, rows: slice, conversations: Sequence[_Conversation]) -> Tensor:
+        """Read what is pending in some rows and return the logits after it."""
+        renderer = self._engine.renderer
+        width = max(len(c.pending) for c in conversations)
+        shape = (len(conversations), width)
+        ids_NW = torch.full(shape, renderer.end_id, dtype=torch.long)
+        position_3NW = torch.zeros((3, *shape), dtype=torch.long)
         pixels: list[Pixels] = []
-        for row, (conversation, *others) in enumerate(copies.values()):
-            images = [
-                self._engine.renderer.pixels(image)
-                for image in conversation.images[conversation.read_images :]
-            ]
+        for at, c in enumerate(conversations):
+            images = [renderer.pixels(image) for image in c.images[c.read_images :]]
             pixels += images
-            left = width - lengths[row]
-            ids_RW[row, left:] = torch.tensor(conversation.pending)
-            mask_RW[row, left:] = True
-            position_3RW[:, row, left:], after = self._positions(
-                conversation.pending, [image.grid for image in images], conversation.next_position
+            left = width - len(c.pending)
+            ids_NW[at, left:] = torch.tensor(c.pending)
+            position_3NW[:, at, left:], self._rows[rows.start + at].next_position = mrope_positions(
+                c.pending,
+                [image.grid for image in images],
+                c.next_position,
+                renderer.image_id,
+                renderer.merge_size,
             )
-            for same in (conversation, *others):
-                same.next_position = after
-                same.read_images = len(same.images)
-                same.pending = []
-        block = ids_RW.to(device), position_3RW.to(device), mask_RW.to(device)
-        start = _head_start(lengths, illustrated)
-        if not first and start:
-            ahead = [row for row, length in enumerate(lengths) if length > width - start]
-            self._read_ahead(torch.tensor(ahead, device=device), start, *block)
-            block = block[0][:, start:], block[1][..., start:], block[2][:, start:]
+        device = self._engine.model.device
         vision: dict[str, Tensor] = {}
         if pixels:
+            self._engine.stats.images += len(pixels)
             vision = {
                 "pixel_values": torch.cat([image.values for image in pixels]).to(device),
                 "image_grid_thw": torch.tensor([image.grid for image in pixels], device=device),
             }
-        logits_RV = self._forward(*block, **vision)
-        if len(copies) == len(opened):
-            return logits_RV
-        at = {id(c): row for row, same in enumerate(copies.values()) for c in same}
-        rows = torch.tensor([at[id(c)] for c in opened], device=device)
-        assert self._cache is not None
-        self._cache.keep(rows)
-        return logits_RV[rows]
+        widths = [len(c.pending) for c in conversations]
+        return self._forward(rows, widths, ids_NW.to(device), position_3NW.to(device), **vision)
 
-    def _read_ahead(
-        self, rows: Tensor, start: int, ids_RW: Tensor, position_3RW: Tensor, mask_RW: Tensor
-    ) -> None:
-        """Let the longest rows read their first tokens alone, so that the others pad less."""
-        assert self._cache is not None
-        self._cache.narrow(rows)
-        self._forward(ids_RW[rows, :start], position_3RW[:, rows, :start], mask_RW[rows, :start])
-        self._cache.widen()
+    @torch.inference_mode()
+    def _write(
+        self, logits_NV: Tensor, writing: Sequence[_Writing], sampling: Sampling
+    ) -> list[tuple[int, int, list[int]]]:
+        """Choose everybody's next token.
 
-    def _positions(
-        self, ids: list[int], grids: list[tuple[int, int, int]], start: int
-    ) -> tuple[Tensor, int]:
-        """M-RoPE positions [3, W] of `ids` and the position after them."""
-        renderer = self._engine.renderer
-        return mrope_positions(ids, grids, start, renderer.image_id, renderer.merge_size)
+        Returns:
+            How the rows go on: (row, token read next, conversations that wrote it).
+        """
+        row_M, number_M = [], []
+        for at, row in enumerate(self._rows[: len(logits_NV)]):
+            row_M += [at] * len(row.members)
+            number_M += row.members
+        noise_M = None
+        if sampling.temperature > 0:
+            # Everybody's own, whoever else is still writing.
+            noise = torch.rand(len(writing), generator=self._generator, dtype=torch.float64)
+            noise_M = noise[number_M]
+        logits_NV = logits_NV.float()
+        logits_NV[:, self._engine.suppressed_ids] = float("-inf")
+        tokens, logprobs = choose(logits_NV, row_M, noise_M, sampling)
+        splits: dict[tuple[int, int], list[int]] = {}
+        for at, number, token, logprob in zip(row_M, number_M, tokens, logprobs, strict=True):
+            w = writing[number]
+            w.ids.append(token)
+            w.logprobs.append(logprob)
+            if token == self._engine.renderer.end_id or len(w.ids) == sampling.max_tokens:
+                w.conversation.row = self._rows[at]
+                w.conversation.length = self._cache.lengths[at]
+                w.conversation.next_position = self._rows[at].next_position
+            else:
+                splits.setdefault((at, token), []).append(number)
+        return [(at, token, members) for (at, token), members in splits.items()]
 
-    def _select(self, indices: list[int]) -> None:
-        """Keep only the cache rows of `indices`, in that order."""
-        if self._cache is None:
-            self._cache = RowCache(self._engine.model.config.get_text_config().num_hidden_layers)
-        elif indices != self._rows:
-            where = {index: row for row, index in enumerate(self._rows)}
-            rows = [where[index] for index in indices]
-            self._cache.keep(torch.tensor(rows, device=self._engine.model.device))
-        self._rows = indices
+    @torch.inference_mode()
+    def _step(self, splits: list[tuple[int, int, list[int]]]) -> Tensor:
+        """Let rows split, and read one token in each that goes on; returns logits [N, V].
+
+        Those come first. The others stay as they are: their conversations may have a next turn.
+        """
+        going = {at for at, _, _ in splits}
+        splits = [splits[i] for i in _in_place([at for at, _, _ in splits], 0)]
+        waiting = [at for at in range(len(self._rows)) if at not in going]
+        waiting = [waiting[i] for i in _in_place(waiting, len(splits))]
+        sources = [at for at, _, _ in splits] + waiting
+        old = self._rows
+        taken: set[int] = set()
+        self._rows = []
+        for at, _, members in splits:
+            # The row itself goes on with the first of the splits, so that those who have ended
+            # in it find their beginning there.
+            row = _Row(members, old[at].next_position) if at in taken else old[at]
+            row.members = members
+            taken.add(at)
+            self._rows.append(row)
+        self._rows += [old[at] for at in waiting]
+        self._cache.arrange(sources, [self._cache.lengths[at] for at in sources])
+        device = self._engine.model.device
+        ids_N1 = torch.tensor([[token] for _, token, _ in splits], device=device)
+        active = self._rows[: len(splits)]
+        position_N = torch.tensor([row.next_position for row in active], device=device)
+        for row in active:
+            row.next_position += 1
+        position_3N1 = position_N[None, :, None].expand(3, -1, 1)
+        return self._forward(slice(0, len(splits)), [1] * len(splits), ids_N1, position_3N1)
 
     def _forward(
-        self, ids_RW: Tensor, position_3RW: Tensor, mask_RW: Tensor, **vision: Tensor
+        self,
+        rows: slice,
+        widths: Sequence[int],
+        ids_NW: Tensor,
+        position_3NW: Tensor,
+        **vision: Tensor,
     ) -> Tensor:
-        """Extend the cache by a block and return the last position's logits, [R, V]."""
-        assert self._cache is not None
-        output = self._engine.model(
-            input_ids=ids_RW,
-            position_ids=position_3RW,
-            attention_mask=self._cache.extend_mask(mask_RW),
+        """Read a block in some rows and return the last position's logits."""
+        stats, model = self._engine.stats, self._engine.model
+        stats.computed += sum(widths)
+        stats.padding += ids_NW.numel() - sum(widths)
+        members = [len(row.members) for row in self._rows[rows]]
+        stats.shared += sum((n - 1) * w for n, w in zip(members, widths, strict=True))
+        mask = self._cache.announce(rows, widths, ids_NW.device)
+        if mask is not None and model.config._attn_implementation == "eager":
+            mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(model.dtype).min
+            )
+        output = model(
+            input_ids=ids_NW,
+            position_ids=position_3NW,
+            attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
@@ -343,19 +381,21 @@ class TransformersBatch:
         )
         return output.logits[:, -1]
 
-    def _pick(self, logits_RV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-        """Choose a token per row; returns tokens [R] and their log-probabilities [R]."""
-        logits_RV = logits_RV.float()
-        logits_RV[:, self._engine.suppressed_ids] = float("-inf")
-        if sampling.temperature == 0:
-            logprobs_RV = logits_RV.log_softmax(-1)
-            token_R = logprobs_RV.argmax(-1)
-            return token_R, logprobs_RV.gather(1, token_R[:, None])[:, 0]
-        logprobs_RV = (logits_RV / sampling.temperature).log_softmax(-1)
-        if sampling.top_p < 1:
-            logprobs_RV = _nucleus(logprobs_RV, sampling.top_p)
-        token_R = torch.multinomial(logprobs_RV.exp(), 1, generator=self._generator)[:, 0]
-        return token_R, logprobs_RV.gather(1, token_R[:, None])[:, 0]
+
+@contextmanager
+def _inference(model: Any) -> Iterator[None]:
+    """Evaluation mode, and attention that takes a mask of any shape."""
+    was_training, attention = model.training, model.config._attn_implementation
+    model.eval()
+    if attention not in ("sdpa", "eager"):
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if attention not in ("sdpa", "eager"):
+            model.set_attn_implementation(attention)
+        if was_training:
+            model.train()
 
 
 def mrope_positions(
@@ -395,27 +435,23 @@ def mrope_positions(
     return torch.cat(columns, dim=1), position
 
 
-def _head_start(lengths: Sequence[int], illustrated: Sequence[bool]) -> int:
-    """How many columns the longest rows should read before the others join them.
-
-    Rows [R] are right-aligned in a block as wide as the longest. The answer leaves the fewest
-    tokens, padding included, to read, or is 0 where that saves less than a quarter. A row with an
-    image is not divided.
-    """
-    width = max(lengths)
-    joined = max((n for n, image in zip(lengths, illustrated, strict=True) if image), default=1)
-
-    def tokens(narrow: int) -> int:
-        ahead = sum(length > narrow for length in lengths)
-        return ahead * (width - narrow) + len(lengths) * narrow
-
-    best = min((n for n in {*lengths, joined} if n >= joined), key=tokens)
-    return width - best if 4 * tokens(best) <= 3 * len(lengths) * width else 0
+def _similar(widths: Sequence[int]) -> Iterator[slice]:
+    """Divide falling widths into blocks in which none is shorter than two thirds of the first."""
+    start = 0
+    for at, width in enumerate(widths):
+        if 3 * width < 2 * widths[start]:
+            yield slice(start, at)
+            start = at
+    yield slice(start, len(widths))
 
 
-def _nucleus(logprobs_RV: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of tokens whose mass reaches `top_p`, renormalised."""
-    ordered_RV, order_RV = logprobs_RV.sort(dim=-1, descending=True)
-    outside_RV = ordered_RV.exp().cumsum(-1) - ordered_RV.exp() >= top_p
-    drop_RV = torch.zeros_like(outside_RV).scatter(1, order_RV, outside_RV)
-    return logprobs_RV.masked_fill(drop_RV, float("-inf")).log_softmax(-1)
+def _in_place(sources: Sequence[int], first: int) -> list[int]:
+    """An order of `sources` for the places from `first` on, in which who can stay does."""
+    order: list[int | None] = [None] * len(sources)
+    moved = []
+    for number, source in enumerate(sources):
+        if 0 <= source - first < len(order) and order[source - first] is None:
+            order[source - first] = number
+        else:
+            moved.append(number)
+    return [moved.pop() if number is None else number for number in order]

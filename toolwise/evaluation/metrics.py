@@ -26,6 +26,9 @@ Mode = Literal["greedy", "sampled", "tools_off"]
 
 ToolsOnMode = Literal["greedy", "sampled"]
 
+METRIC_VERSION = 1
+"""Of the definitions below and of how answers are scored; another version is another measure."""
+
 OVERALL = "overall"
 """The group that holds every ability."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from typing import Any
@@ -64,28 +65,41 @@ def json_line(value: Any) -> str:
 
 def whole_rollout(rollout: Rollout, row: RolloutScore) -> dict[str, Any]:
     """A rollout as a line of `samples.jsonl`, images as data URIs."""
+    turns, calls = records(rollout)
     return {
         **asdict(row),
         "accepted": list(rollout.task.answer),
-        "messages": [_portable(message) for message in rollout.messages],
-        "turns": [
-            {
-                "seconds": turn.seconds,
-                "prompt_tokens": turn.prompt_tokens,
-                "completion_tokens": turn.completion_tokens,
-            }
-            for turn in rollout.turns
-        ],
-        "calls": [
-            {
-                "name": call.name,
-                "arguments": call.arguments,
-                "is_error": call.result.is_error,
-                "seconds": call.result.seconds,
-            }
-            for call in rollout.calls
-        ],
+        "messages": portable_messages(rollout.messages),
+        "turns": turns,
+        "calls": calls,
     }
+
+
+def records(rollout: Rollout) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the turns and the calls of a rollout cost, in order; the messages say the rest."""
+    turns = [
+        {
+            "seconds": turn.seconds,
+            "prompt_tokens": turn.prompt_tokens,
+            "completion_tokens": turn.completion_tokens,
+        }
+        for turn in rollout.turns
+    ]
+    calls = [
+        {
+            "name": call.name,
+            "arguments": call.arguments,
+            "is_error": call.result.is_error,
+            "seconds": call.result.seconds,
+        }
+        for call in rollout.calls
+    ]
+    return turns, calls
+
+
+def portable_messages(messages: Sequence[Message]) -> list[Message]:
+    """Messages that JSON can carry: images as data URIs."""
+    return [_portable(message) for message in messages]
 
 
 def _portable(message: Message) -> Message:

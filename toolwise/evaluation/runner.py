@@ -28,6 +28,7 @@ from toolwise.data import Task
 from toolwise.data.parquet import iterate_tasks
 from toolwise.errors import BackendError, InputError
 from toolwise.evaluation.metrics import (
+    METRIC_VERSION,
     Mode,
     RolloutScore,
     solvable_items,
@@ -113,11 +114,11 @@ def evaluate(
         benchmark: items (Parquet); ids must be unique.
         corpus: JSONL that `text_search` looks in.
         out_dir: gets `scores.jsonl` (a `RolloutScore` per line), `metrics.json` (summaries of
-            `greedy` and `sampled` answers, number of `items` and of those `solvable` without
-            tools, the `benchmark`'s digest, settings and versions; of a published benchmark also
-            its own `score`, as `published`) and `samples.jsonl` (whole greedy rollouts); all or
-            none. Until then answers gather, a line each time some come, in `.<name>.work.jsonl`
-            beside it.
+            `greedy` and `sampled` answers, number of `items`, in all and by `sources`, and of those
+            `solvable` without tools, the `benchmark`'s digest, the `metric_version`, settings and
+            versions; of a published benchmark also its own `score`, as `published`) and
+            `samples.jsonl` (whole greedy rollouts); all or none. Until then answers gather, a line
+            each time some come, in `.<name>.work.jsonl` beside it.
         settings: how.
         seed: of the sampling.
         progress: told how far it is.
@@ -371,6 +372,8 @@ def _publish(
         "items": len(tasks),
         "solvable": sum(solvable_items(scores).values()),
         "benchmark": content_digest(setup.benchmark),
+        "sources": Counter(task.source for task in tasks),
+        "metric_version": METRIC_VERSION,
         "seed": seed,
         "settings": settings.model_dump(),
         "versions": {"toolwise": __version__, **{package: version(package) for package in used}},

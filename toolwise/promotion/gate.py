@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolwise.errors import InputError
 from toolwise.evaluation.metrics import (
@@ -26,6 +25,8 @@ from toolwise.evaluation.metrics import (
     summarise,
 )
 from toolwise.evaluation.statistics import paired_bootstrap, wilson_interval
+from toolwise.promotion.evidence import Evaluation
+from toolwise.promotion.policy import GatePolicy
 from toolwise.storage import atomic_file
 
 Reference = Literal["champion", "baseline"]
@@ -34,60 +35,23 @@ _ROUNDING = 1e-9
 """A bound that equals its threshold passes, whatever the last bit of a float says."""
 
 
-class GatePolicy(BaseModel):
-    """What a checkpoint has to prove before it is promoted.
-
-    Attributes:
-        mode: which tools-on answers are judged.
-        redundant_call_rate_max: the upper bound of `redundant_call_rate` must not exceed it.
-        necessary_call_rate_min: the lower bound of `necessary_call_rate` must reach it.
-        accuracy_drop_max: the upper bound of the accuracy lost against the champion (without one:
-            against the stage before) must not exceed it.
-        confidence: of the two-sided Wilson intervals and of the one-sided bootstrap bound.
-        min_items: a criterion that rests on fewer items fails.
-        per_ability: judge every ability by itself as well as all together.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mode: ToolsOnMode = "greedy"
-    redundant_call_rate_max: float = Field(0.05, ge=0, le=1)
-    necessary_call_rate_min: float = Field(0.90, ge=0, le=1)
-    accuracy_drop_max: float = Field(0.02, ge=0, le=1)
-    confidence: float = Field(0.95, gt=0, lt=1)
-    min_items: int = Field(50, ge=1)
-    per_ability: bool = False
-
-    @classmethod
-    def load(cls, path: Path) -> GatePolicy:
-        """The policy in a YAML file.
-
-        Raises:
-            InputError: the file cannot be read or a field is wrong; names file and fields.
-        """
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-        except OSError as error:
-            raise InputError(f"{path}: the policy cannot be read: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: the policy is not YAML: {error}") from error
-        except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc'])) or 'policy'}: {fault['msg']}"
-                for fault in error.errors()
-            )
-            raise InputError(f"{path}: {faults}") from None
+_MEANINGS = {
+    "redundant_call_rate": "how often it calls a tool on items it solves without one",
+    "necessary_call_rate": "how often it calls a tool on items it does not solve without one",
+    "accuracy_drop": "accuracy lost against what it is compared with, item by item",
+}
 
 
 class Criterion(BaseModel):
     """One thing the policy asks, and how it came out.
 
     Attributes:
-        name: `redundant_call_rate`, `necessary_call_rate` or `accuracy_drop`.
+        name: `redundant_call_rate`, `necessary_call_rate`, `accuracy_drop`; `evidence` where the
+            evaluation itself does not count, `champion` where that changed meanwhile.
         group: `overall` or an ability.
         value: the point value; None where it could not be measured.
         bound: the end of its interval that is held against the threshold.
-        threshold: from the policy.
+        threshold: from the policy, where it has one.
         count: items it rests on.
         verdict: `pass` or `fail`.
         why: the comparison in words.
@@ -99,7 +63,7 @@ class Criterion(BaseModel):
     group: str
     value: float | None
     bound: float | None
-    threshold: float
+    threshold: float | None
     count: int
     verdict: Literal["pass", "fail"]
     why: str
@@ -113,6 +77,9 @@ class Decision(BaseModel):
         reference: what accuracy was compared with; None where there was nothing.
         policy: the thresholds applied.
         criteria: every criterion, overall first.
+        champion: version in the registry that accuracy was compared with.
+        benchmark: digest of the items it was judged on.
+        metric_version: of the definitions it was judged by.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -121,6 +88,9 @@ class Decision(BaseModel):
     reference: Reference | None
     policy: GatePolicy
     criteria: tuple[Criterion, ...]
+    champion: str | None = None
+    benchmark: str | None = None
+    metric_version: int | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -129,8 +99,23 @@ class Decision(BaseModel):
 
     def explain(self) -> str:
         """The decision and each criterion, a line each."""
-        verdicts = [f"  {c.verdict:<4}  {c.why}" for c in self.criteria]
-        return "\n".join([f"{self.decision} ({self.policy.mode} answers)", *verdicts])
+        return "\n".join([self._headline(), *(_line(c) for c in self.criteria)])
+
+    def _headline(self) -> str:
+        reference = "nothing" if self.reference is None else f"the {self.reference}"
+        if self.champion is not None:
+            reference += f" (version {self.champion})"
+        items = f", items {self.benchmark[:12]}" if self.benchmark else ""
+        return (
+            f"{self.decision} ({self.policy.mode} answers{items}, bounds at "
+            f"{self.policy.confidence:.0%}, accuracy compared with {reference})"
+        )
+
+    def rejected(self, name: str, why: str) -> Decision:
+        """The same decision, but rejected for one reason more."""
+        return self.model_copy(
+            update={"decision": "reject", "criteria": (_refusal(name, why), *self.criteria)}
+        )
 
     def write(self, path: Path) -> None:
         """Write `decision.json`."""
@@ -154,7 +139,7 @@ def decide(
     champion: Sequence[RolloutScore] | None = None,
     baseline: Sequence[RolloutScore] | None = None,
 ) -> Decision:
-    """Hold `challenger` against the policy.
+    """Hold scores against the policy; `decide_on` also asks what they were measured on.
 
     Args:
         policy: the thresholds.
@@ -179,6 +164,84 @@ def decide(
         reference=reference,
         policy=policy,
         criteria=criteria,
+    )
+
+
+def decide_on(
+    policy: GatePolicy,
+    challenger: Evaluation,
+    champion: Evaluation | None = None,
+    baseline: Evaluation | None = None,
+    *,
+    version: str | None = None,
+) -> Decision:
+    """Hold an evaluation against the policy.
+
+    An evaluation of other items or by other metrics than the policy's, the champion's or the
+    baseline's is rejected with that reason, whatever its scores say.
+
+    Args:
+        policy: the thresholds.
+        challenger: of the checkpoint that wants to be promoted.
+        champion: of the current champion.
+        baseline: of the stage the challenger was trained from; accuracy is compared with it where
+            there is no champion, or where the policy says so of one that cannot be compared.
+        version: the champion's in the registry.
+    """
+    unlike = challenger.unlike(champion) if champion else None
+    if unlike and policy.incomparable_champion == "baseline":
+        champion, version, unlike = None, None, None
+    if not champion and baseline:
+        unlike = challenger.unlike(baseline)
+    decision = decide(
+        policy,
+        challenger.scores,
+        champion.scores if champion else None,
+        baseline.scores if baseline else None,
+    )
+    if unlike:
+        remedy = "evaluate both on the same items with the same release"
+        why = f"the {decision.reference} cannot be compared with: {unlike}; {remedy}"
+        decision = decision.rejected("evidence", why)
+    for fault in challenger.faults(policy):
+        decision = decision.rejected("evidence", fault)
+    return decision.model_copy(
+        update={
+            "champion": version if champion else None,
+            "benchmark": challenger.benchmark,
+            "metric_version": challenger.metric_version,
+        }
+    )
+
+
+def at_most(bound: float, threshold: float) -> bool:
+    """Whether an upper bound keeps to its threshold."""
+    return bound <= threshold + _ROUNDING
+
+
+def at_least(bound: float, threshold: float) -> bool:
+    """Whether a lower bound reaches its threshold."""
+    return bound >= threshold - _ROUNDING
+
+
+def _refusal(name: str, why: str) -> Criterion:
+    return Criterion(
+        name=name,
+        group=OVERALL,
+        value=None,
+        bound=None,
+        threshold=None,
+        count=0,
+        verdict="fail",
+        why=f"{name}: {why}",
+    )
+
+
+def _line(criterion: Criterion) -> str:
+    """A criterion's verdict, and what it means."""
+    meaning = _MEANINGS.get(criterion.name)
+    return f"  {criterion.verdict:<4}  {criterion.why}" + (
+        f"\n        {meaning}" if meaning else ""
     )
 
 
@@ -273,8 +336,7 @@ def _judge(policy: GatePolicy, group: str, name: str, evidence: _Evidence) -> Cr
     elif count < policy.min_items:
         why = f"{count} items are too few to judge it; the policy asks for {policy.min_items}"
     else:
-        margin = threshold - bound if is_ceiling else bound - threshold
-        passes = margin >= -_ROUNDING
+        passes = at_most(bound, threshold) if is_ceiling else at_least(bound, threshold)
         side, limit = ("upper", "at most") if is_ceiling else ("lower", "at least")
         why = (
             f"{value:.4f} over {count} items, {side} bound {bound:.4f} "

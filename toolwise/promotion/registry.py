@@ -6,42 +6,39 @@ with the next challenger.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import ModelVersion
 
 from toolwise.errors import BackendError, InputError
-from toolwise.evaluation.metrics import OVERALL, RolloutScore, read_scores
+from toolwise.evaluation.metrics import OVERALL
+from toolwise.promotion.decision_log import Entry, entry
+from toolwise.promotion.evidence import Evaluation
 from toolwise.promotion.gate import Decision
+from toolwise.promotion.succession import CHAMPION, PREVIOUS, Standing, Succession, overtaken
 from toolwise.tracking import Connection
-
-CHAMPION = "champion"
-PREVIOUS = "previous"
 
 DECISION_TAG = "toolwise.decision"
 REASONS_TAG = "toolwise.reasons"
 
 
 @dataclass(frozen=True, slots=True)
-class Champion:
-    """The version that serves.
+class RegisteredVersion:
+    """A version of the model, and how it was evaluated.
 
     Args:
         version: its number.
         source: where its checkpoint stands.
         run_id: the run that evaluated it.
-        benchmark: digest of the benchmark it answered.
-        scores: its answers.
+        evaluation: what it answered, and how.
     """
 
     version: str
     source: str
     run_id: str
-    benchmark: str
-    scores: list[RolloutScore]
+    evaluation: Evaluation
 
 
 class Registry:
@@ -55,6 +52,7 @@ class Registry:
     def __init__(self, name: str, connection: Connection) -> None:
         self.name = name
         self._connection = connection
+        self._succession = Succession(name, connection)
 
     def register(self, run_id: str, source: str) -> str:
         """Make a version of the checkpoint at `source`, evaluated by the run `run_id`.
@@ -66,8 +64,7 @@ class Registry:
             The version's number.
         """
         request = self._connection.request
-        if self._model() is None:
-            request(lambda client: client.create_registered_model(self.name))
+        self._succession.found()
         query = f"name='{self.name}' and run_id='{run_id}'"
         for existing in request(lambda client: client.search_model_versions(query)):
             if existing.source == source:
@@ -83,32 +80,75 @@ class Registry:
         )
         return str(created.version)
 
-    def record(self, version: str, decision: Decision) -> None:
-        """Tag `version` with the decision and, if it is `promote`, make it the champion."""
-        reasons = "\n".join(decision.reasons)[:5000]
-        for key, value in ((DECISION_TAG, decision.decision), (REASONS_TAG, reasons)):
-            self._tag(version, key, value)
-        if decision.decision == "promote":
-            self._crown(version)
+    def standing(self) -> Standing:
+        """Who is champion; a decision is made against this."""
+        return self._succession.standing()
 
-    def champion(self) -> Champion | None:
+    def record(
+        self, version: str, decision: Decision, standing: Standing | None = None
+    ) -> Decision:
+        """Log the decision, tag `version` with it and, if it is `promote`, make it the champion.
+
+        Args:
+            version: what was judged.
+            decision: how.
+            standing: against whom, as `standing` said before it was judged; by default at this
+                moment.
+
+        Returns:
+            The decision as it stands: a promotion becomes a rejection with that reason where
+            another version has become champion in the meantime.
+        """
+        standing = standing or self.standing()
+        if decision.decision == "promote" and standing.champion != version:
+            taken = self._succession.move(
+                standing,
+                entry(
+                    "promote",
+                    version,
+                    standing.champion,
+                    f"accuracy compared with the {decision.reference}",
+                    champion=version,
+                    previous=standing.champion,
+                ),
+            )
+            if taken is not None:
+                decision = decision.rejected("champion", overtaken(taken, standing))
+        if decision.decision == "reject":
+            why = "\n".join(decision.reasons)
+            self._succession.note(entry("reject", version, standing.champion, why))
+        self._tag(version, DECISION_TAG, decision.decision)
+        self._tag(version, REASONS_TAG, "\n".join(decision.reasons)[:5000])
+        return decision
+
+    def decisions(self) -> list[Entry]:
+        """Every decision and rollback, oldest first."""
+        return self._succession.entries()
+
+    def champion(self) -> RegisteredVersion | None:
         """The version that serves, with its scores; None where none was ever promoted.
 
         Raises:
             BackendError: its scores are gone from its run.
         """
-        version = self._aliased(CHAMPION)
-        if version is None:
-            return None
+        number = self.standing().champion
+        return None if number is None else self.version(number)
+
+    def version(self, number: str) -> RegisteredVersion:
+        """A version, with its scores.
+
+        Raises:
+            BackendError: there is none of that number, or its scores are gone from its run.
+        """
+        version = self._connection.request(lambda c: c.get_model_version(self.name, number))
         with tempfile.TemporaryDirectory() as folder:
             scores = self._artifact(version, "scores.jsonl", folder)
-            metrics = self._artifact(version, "metrics.json", folder)
-            return Champion(
+            self._artifact(version, "metrics.json", folder)
+            return RegisteredVersion(
                 version=str(version.version),
                 source=str(version.source),
                 run_id=str(version.run_id),
-                benchmark=json.loads(metrics.read_text(encoding="utf-8"))["benchmark"],
-                scores=read_scores(scores),
+                evaluation=Evaluation.read(scores.parent),
             )
 
     def rollback(self, reason: str) -> str:
@@ -120,44 +160,22 @@ class Registry:
         Raises:
             InputError: there is no previous champion.
         """
-        previous, leaving = self._aliased(PREVIOUS), self._aliased(CHAMPION)
-        if previous is None:
+        standing = self.standing()
+        if standing.previous is None:
             raise InputError(
                 f"registered model {self.name!r} has no version with the alias {PREVIOUS!r}, so "
                 "there is nothing to roll back to"
             )
-        if leaving is not None and leaving.version != previous.version:
-            self._tag(str(leaving.version), DECISION_TAG, "rolled back")
-            self._tag(str(leaving.version), REASONS_TAG, reason[:5000])
-        version = str(previous.version)
-        request = self._connection.request
-        request(lambda client: client.set_registered_model_alias(self.name, CHAMPION, version))
-        request(lambda client: client.delete_registered_model_alias(self.name, PREVIOUS))
-        return version
-
-    def _crown(self, version: str) -> None:
-        """Move the aliases; `previous` first, so that a killed step can be run again."""
-        request = self._connection.request
-        leaving = self._aliased(CHAMPION)
-        if leaving is not None:
-            old = str(leaving.version)
-            if old == version:
-                return
-            request(lambda client: client.set_registered_model_alias(self.name, PREVIOUS, old))
-        request(lambda client: client.set_registered_model_alias(self.name, CHAMPION, version))
-
-    def _model(self) -> RegisteredModel | None:
-        found = self._connection.request(
-            lambda client: client.search_registered_models(f"name='{self.name}'")
+        leaving, back = standing.champion, standing.previous
+        taken = self._succession.move(
+            standing, entry("rollback", back, leaving, reason, champion=back)
         )
-        return next(iter(found), None)
-
-    def _aliased(self, alias: str) -> ModelVersion | None:
-        model = self._model()
-        if model is None or alias not in model.aliases:
-            return None
-        version = str(model.aliases[alias])
-        return self._connection.request(lambda client: client.get_model_version(self.name, version))
+        if taken is not None:
+            raise InputError(overtaken(taken, standing))
+        if leaving is not None and leaving != back:
+            self._tag(leaving, DECISION_TAG, "rolled back")
+            self._tag(leaving, REASONS_TAG, reason[:5000])
+        return back
 
     def _tag(self, version: str, key: str, value: str) -> None:
         self._connection.request(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import functools
 import io
 import ipaddress
 import socket
+import ssl
 from urllib.parse import unquote_to_bytes, urljoin
 
 import httpx
@@ -20,6 +22,8 @@ MAX_PIXELS = 50_000_000
 MAX_SECONDS = 10.0
 MAX_REDIRECTS = 3
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 async def read_image(url: str, allow_private: bool = False) -> bytes:
@@ -63,7 +67,7 @@ def _decode_data_uri(uri: str) -> bytes:
 
 async def _fetch(url: str, allow_private: bool) -> bytes:
     # Proxies from the environment would look the name up again, past the check of its address.
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=_certificates()) as client:
         for _ in range(MAX_REDIRECTS + 1):
             request = await _pinned_request(client, url, allow_private)
             try:
@@ -96,7 +100,11 @@ async def _pinned_request(
     return client.build_request(
         "GET",
         target.copy_with(host=address),
-        headers={"host": target.netloc.decode(), "accept": "image/*"},
+        headers={
+            "host": target.netloc.decode(),
+            "accept": "image/*",
+            "accept-encoding": "identity",
+        },
         extensions={"sni_hostname": target.host},
     )
 
@@ -111,7 +119,21 @@ async def _resolve(host: str, port: int) -> str:
 
 def _is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address.partition("%")[0])
-    return parsed.is_global and not parsed.is_multicast
+    inner = _carried(parsed) if isinstance(parsed, ipaddress.IPv6Address) else None
+    return all(one.is_global and not one.is_multicast for one in (parsed, inner) if one is not None)
+
+
+def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address a gateway would send this one on to."""
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Reading them takes a good part of what fetching an image takes."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 async def _limited_body(response: httpx.Response) -> bytes:

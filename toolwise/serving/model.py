@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
 
 import kserve
 from kserve.errors import InvalidInput
 from pydantic import ValidationError
 
-from toolwise.agent import (
-    Batch,
-    CallRecord,
-    Engine,
-    Limits,
-    Rollout,
-    Sampling,
-    TokenRecord,
-    Turn,
-    run_agent,
-)
-from toolwise.agent.loop import OnEvent
-from toolwise.data import Message, Task
+from toolwise.agent import CallRecord, Engine, Limits, Rollout, Turn, run_agent
+from toolwise.data import Task
 from toolwise.errors import BackendError, InputError
+from toolwise.serving.guard import Arrival
+from toolwise.serving.keys import ANYONE
 from toolwise.serving.openai_api import (
     ChatRequest,
+    Conversation,
     Reply,
     RequestError,
     read_conversation,
     validation_error,
 )
 from toolwise.serving.settings import ServingSettings
-from toolwise.serving.telemetry import FAILURES, trace_request
+from toolwise.serving.streaming import ListenedEngine, Listener
+from toolwise.serving.telemetry import FAILURES, RequestTrace, trace_request
 from toolwise.tools import Tool
+
+
+class ServedEngine(Engine, Protocol):
+    """An engine that holds something while it is served."""
+
+    def connected(self) -> AbstractAsyncContextManager[None]:
+        """Hold it (connections, a thread) until the block ends."""
+        ...
 
 
 class AgentModel(kserve.Model):
@@ -50,7 +52,7 @@ class AgentModel(kserve.Model):
     def __init__(
         self,
         settings: ServingSettings,
-        open_engine: Callable[[], Engine],
+        open_engine: Callable[[], ServedEngine],
         tools: Sequence[Tool],
     ) -> None:
         super().__init__(settings.name)
@@ -64,49 +66,57 @@ class AgentModel(kserve.Model):
         self.ready = True
         return self.ready
 
-    async def aclose(self) -> None:
-        """Stop what the tools have started."""
-        for tool in self._tools:
-            await tool.aclose()
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Hold what answering needs (connections to a server, the tools) until the block ends."""
+        try:
+            async with self._agent_engine.connected():
+                yield
+        finally:
+            for tool in self._tools:
+                await tool.aclose()
 
     async def answer(
         self,
         request: ChatRequest,
-        on_event: OnEvent | None = None,
+        listener: Listener | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Rollout:
+        arrival: Arrival | None = None,
+    ) -> list[Rollout]:
         """Run the agent on one request.
 
         Args:
             request: what was asked.
-            on_event: called as each turn and call finishes.
+            listener: told what happens while it does.
             headers: of the HTTP request; a `traceparent` makes the spans part of the caller's.
+            arrival: whose request it is, and its deadline; by default it comes just now.
+
+        Returns:
+            One rollout for each of the `n` choices.
 
         Raises:
             RequestError: the request cannot be served; names the field.
             BackendError: the model or a tool backend failed, or time ran out.
         """
         self._check(request)
-        limit = self.settings.request_seconds
+        seconds = self.settings.request_seconds
+        arrival = arrival or Arrival(ANYONE.name, time.monotonic() + seconds)
         names = [tool.name for tool in self._tools]
-        with trace_request(self.name, request.tools_offered, names, headers or {}) as trace:
-
-            def observe(rollout: Rollout, happened: Turn | CallRecord) -> None:
-                trace.event(rollout, happened)
-                if on_event:
-                    on_event(rollout, happened)
-
+        with trace_request(
+            self.name, request.tools_offered, names, headers or {}, arrival.caller
+        ) as trace:
             try:
-                async with asyncio.timeout(limit):
-                    rollout = await self._run(request, observe)
+                async with asyncio.timeout(arrival.deadline - time.monotonic()):
+                    rollouts = await self._run(request, trace, listener)
             except TimeoutError:
                 FAILURES.inc()
-                raise BackendError(f"no answer within {limit} s") from None
+                raise BackendError(f"no answer within {seconds} s") from None
             except BackendError:
                 FAILURES.inc()
                 raise
-            trace.answered(rollout, request.tools_offered)
-            return rollout
+            for rollout in rollouts:
+                trace.answered(rollout, request.tools_offered)
+            return rollouts
 
     async def predict(
         self,
@@ -115,29 +125,60 @@ class AgentModel(kserve.Model):
         response_headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """KServe's v1 protocol: each instance is a chat request, each prediction its completion."""
+        if not isinstance(payload, Mapping):
+            raise InvalidInput("ask in KServe's v1 protocol: a chat request per instance")
         try:
             requests = [ChatRequest.model_validate(instance) for instance in payload["instances"]]
-            rollouts = [await self.answer(request, headers=headers) for request in requests]
+            answers = [await self.answer(request, headers=headers) for request in requests]
         except ValidationError as error:
             raise InvalidInput(str(validation_error(error.errors()))) from error
         except InputError as error:
             raise InvalidInput(str(error)) from error
         return {
             "predictions": [
-                Reply(self.name).completion(rollout, request.tools_offered)
-                for request, rollout in zip(requests, rollouts, strict=True)
+                Reply(self.name).completion(rollouts, request.tools_offered)
+                for request, rollouts in zip(requests, answers, strict=True)
             ]
         }
 
-    async def _run(self, request: ChatRequest, observe: OnEvent) -> Rollout:
+    async def _run(
+        self, request: ChatRequest, trace: RequestTrace, listener: Listener | None
+    ) -> list[Rollout]:
+        """Every choice is an agent of its own, which waits for no other."""
         asked = await read_conversation(request, self.settings.private_images)
+        try:
+            async with asyncio.TaskGroup() as group:
+                choices = [
+                    group.create_task(self._choice(number, request, asked, trace, listener))
+                    for number in range(request.n)
+                ]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [choice.result() for choice in choices]
+
+    async def _choice(
+        self,
+        number: int,
+        request: ChatRequest,
+        asked: Conversation,
+        trace: RequestTrace,
+        listener: Listener | None,
+    ) -> Rollout:
+        def observe(rollout: Rollout, happened: Turn | CallRecord) -> None:
+            trace.event(rollout, happened)
+            if listener:
+                listener(number, happened)
+
+        engine: Engine = self._agent_engine
+        if listener:
+            engine = ListenedEngine(engine, functools.partial(listener, number))
         task = Task("request", "request", "chat", asked.question, (), asked.images)
         calls = request.max_tool_calls
         [rollout] = await run_agent(
-            self._agent_engine,
+            engine,
             [task],
             self._tools if request.tools_offered else (),
-            sampling=request.sampling(self.settings.max_tokens),
+            sampling=request.sampling(self.settings.max_tokens, number),
             limits=Limits(
                 self.settings.max_turns, self.settings.max_tool_calls if calls is None else calls
             ),
@@ -159,57 +200,3 @@ class AgentModel(kserve.Model):
             bound = getattr(self.settings, field.replace("completion_", ""))
             if (getattr(request, field) or 0) > bound:
                 raise RequestError(f"`{field}` is at most {bound} here", field)
-
-
-class ThreadedEngine:
-    """An engine that computes in this process, moved to a thread of its own.
-
-    The event loop stays free for health checks and tools, and generations run one after another.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.name = engine.name
-        self.max_result_chars = engine.max_result_chars
-        self.engine = engine
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-
-    def start(
-        self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]
-    ) -> ThreadedBatch:
-        """Open a batch; the engine sees it with the first turn, in its thread."""
-        return ThreadedBatch(self, conversations, tools)
-
-
-class ThreadedBatch:
-    """A batch whose every step happens in the engine's thread."""
-
-    def __init__(
-        self,
-        owner: ThreadedEngine,
-        conversations: Sequence[Sequence[Message]],
-        tools: Sequence[dict[str, Any]],
-    ) -> None:
-        self._thread = owner.thread
-        self._start = functools.partial(owner.engine.start, conversations, tools)
-        self._batch: Batch | None = None
-        self._appended: list[tuple[int, Sequence[Message]]] = []
-
-    async def generate(self, indices: Sequence[int], sampling: Sampling) -> list[Turn]:
-        """One assistant turn for each conversation in `indices`."""
-
-        def turn() -> list[Turn]:
-            self._batch = self._batch or self._start()
-            for index, messages in self._appended:
-                self._batch.append(index, messages)
-            self._appended.clear()
-            return asyncio.run(self._batch.generate(indices, sampling))
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, turn)
-
-    def append(self, index: int, messages: Sequence[Message]) -> None:
-        """Add tool results, to be rendered with the next turn."""
-        self._appended.append((index, messages))
-
-    def tokens(self, index: int) -> TokenRecord:
-        """Always raises `InputError`: a served engine keeps no records."""
-        raise InputError("token records are for training, not for serving")

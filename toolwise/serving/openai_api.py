@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -9,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from toolwise.agent import CallRecord, Rollout, Sampling
 from toolwise.data import Message
 from toolwise.errors import InputError
+from toolwise.serving.answers import answer_text
 from toolwise.serving.images import read_image
 
-MAX_BODY_BYTES = 64 * 2**20
 MAX_IMAGES = 16
+MAX_CHOICES = 8
 
 
 class RequestError(InputError):
@@ -28,15 +31,22 @@ class RequestError(InputError):
         param: the field at fault, as `messages[0].content[1].image_url.url`.
         status: HTTP status.
         code: machine-readable reason.
+        retry_after: seconds after which the same request may do.
     """
 
     def __init__(
-        self, message: str, param: str | None = None, status: int = 400, code: str | None = None
+        self,
+        message: str,
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.param = param
         self.status = status
         self.code = code
+        self.retry_after = retry_after
 
 
 class _Strict(BaseModel):
@@ -131,7 +141,7 @@ class ChatRequest(_Strict):
     tools: Literal["auto", "none"] = "auto"
     tool_choice: Literal["auto", "none"] = "auto"
     max_tool_calls: int | None = Field(None, ge=0)
-    n: Literal[1] = 1
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
     user: str | None = None
 
     @property
@@ -139,14 +149,19 @@ class ChatRequest(_Strict):
         """Whether the model may call tools at all."""
         return self.tools == "auto" and self.tool_choice == "auto"
 
-    def sampling(self, max_tokens: int) -> Sampling:
-        """Decoding settings, with the server's limit on tokens per turn where none is asked for."""
+    def sampling(self, max_tokens: int, choice: int = 0) -> Sampling:
+        """Decoding settings of one choice; choice i is sampled with `seed + i`.
+
+        Args:
+            max_tokens: limit on tokens per turn where the request asks for none.
+            choice: which of the `n`.
+        """
         asked = self.max_completion_tokens or self.max_tokens
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
             max_tokens=asked or max_tokens,
-            seed=self.seed,
+            seed=None if self.seed is None else (self.seed + choice) % 2**63,
             stop=tuple(self.stop),
         )
 
@@ -168,34 +183,61 @@ async def read_conversation(request: ChatRequest, allow_private: bool) -> Conver
     """
     if request.messages[-1].role not in ("user", "tool"):
         raise RequestError("the last message must be from `user` or `tool`", "messages")
-    if sum(part.type == "image_url" for m in request.messages for part in m.content) > MAX_IMAGES:
-        raise RequestError(f"the messages hold more than {MAX_IMAGES} images", "messages")
-    messages: list[Message] = []
-    images: list[bytes] = []
-    for index, message in enumerate(request.messages):
-        read = await _read_message(message, f"messages[{index}]", allow_private)
-        messages.append(read)
-        if message.role == "user":
-            images += [part["image"] for part in read["content"] if part["type"] == "image"]
+    fetched = await _read_images(request, allow_private)
+    messages = [
+        _read_message(message, index, fetched) for index, message in enumerate(request.messages)
+    ]
+    images = [
+        part["image"]
+        for message in messages
+        if message["role"] == "user"
+        for part in message["content"]
+        if part["type"] == "image"
+    ]
     asked = [m for m in request.messages if m.role == "user"]
     question = " ".join(part.text or "" for part in asked[-1].content) if asked else ""
     return Conversation(messages, tuple(images), question.strip())
 
 
-async def _read_message(message: ChatMessage, where: str, allow_private: bool) -> Message:
-    parts: list[dict[str, Any]] = []
-    for index, part in enumerate(message.content):
-        if part.image_url is None:
-            parts.append({"type": "text", "text": part.text})
-            continue
-        field = f"{where}.content[{index}].image_url.url"
-        if message.role not in ("user", "tool"):
-            raise RequestError(f"a message from `{message.role}` cannot hold images", field)
+async def _read_images(request: ChatRequest, allow_private: bool) -> dict[str, bytes]:
+    """The images of all messages by the field that says where each is, read at once."""
+    places = {
+        f"messages[{index}].content[{number}].image_url.url": (message.role, part.image_url.url)
+        for index, message in enumerate(request.messages)
+        for number, part in enumerate(message.content)
+        if part.image_url is not None
+    }
+    if len(places) > MAX_IMAGES:
+        raise RequestError(f"the messages hold more than {MAX_IMAGES} images", "messages")
+    for field, (role, _) in places.items():
+        if role not in ("user", "tool"):
+            raise RequestError(f"a message from `{role}` cannot hold images", field)
+
+    async def read(field: str, url: str) -> bytes:
         try:
-            image = await read_image(part.image_url.url, allow_private)
+            return await read_image(url, allow_private)
         except InputError as error:
             raise RequestError(str(error), field) from None
-        parts.append({"type": "image", "image": image})
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            reading = {
+                field: group.create_task(read(field, url)) for field, (_, url) in places.items()
+            }
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return {field: task.result() for field, task in reading.items()}
+
+
+def _read_message(message: ChatMessage, index: int, images: Mapping[str, bytes]) -> Message:
+    where = f"messages[{index}]"
+    parts: list[dict[str, Any]] = []
+    for number, part in enumerate(message.content):
+        if part.image_url is None:
+            parts.append({"type": "text", "text": part.text})
+        else:
+            image = images[f"{where}.content[{number}].image_url.url"]
+            parts.append({"type": "image", "image": image})
     if not parts and not message.tool_calls:
         raise RequestError("the message is empty", f"{where}.content")
     read: Message = {"role": message.role, "content": parts}
@@ -232,42 +274,43 @@ class Reply:
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self._head = {"id": self.id, "created": int(time.time()), "model": model}
 
-    def completion(self, rollout: Rollout, tools_offered: bool) -> dict[str, Any]:
+    def completion(self, rollouts: Sequence[Rollout], tools_offered: bool) -> dict[str, Any]:
         """The body of a reply that is not streamed."""
-        message = {"role": "assistant", "content": answer_text(rollout)}
-        choice = {"index": 0, "message": message, "finish_reason": finish_reason(rollout)}
+        fields = [toolwise_field(rollout, tools_offered) for rollout in rollouts]
+        choices: list[dict[str, Any]] = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": answer_text(rollout)},
+                "finish_reason": finish_reason(rollout),
+            }
+            for index, rollout in enumerate(rollouts)
+        ]
+        if len(choices) > 1:
+            for choice, field in zip(choices, fields, strict=True):
+                choice["toolwise"] = field
         return {
             **self._head,
             "object": "chat.completion",
-            "choices": [choice],
-            "usage": usage(rollout),
-            "toolwise": toolwise_field(rollout, tools_offered),
+            "choices": choices,
+            "usage": usage(rollouts),
+            "toolwise": fields[0],
         }
 
     def chunk(
-        self, delta: dict[str, Any], finish: str | None = None, **extra: Any
+        self, delta: dict[str, Any], finish: str | None = None, index: int = 0, **extra: Any
     ) -> dict[str, Any]:
         """One chunk of a stream."""
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        choice = {"index": index, "delta": delta, "finish_reason": finish}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **extra}
 
-    def last_chunks(
-        self, rollout: Rollout, tools_offered: bool, include_usage: bool
-    ) -> list[dict[str, Any]]:
-        """The answer, the end with the `toolwise` field, and the usage where it was asked for."""
+    def end(self, index: int, rollout: Rollout, tools_offered: bool) -> dict[str, Any]:
+        """A choice's last chunk, with its `toolwise` field."""
         field = toolwise_field(rollout, tools_offered)
-        chunks = [
-            self.chunk({"content": answer_text(rollout)}),
-            self.chunk({}, finish_reason(rollout), toolwise=field),
-        ]
-        if include_usage:
-            chunks.append({**self.chunk({}), "choices": [], "usage": usage(rollout)})
-        return chunks
+        return self.chunk({}, finish_reason(rollout), index, toolwise=field)
 
-
-def answer_text(rollout: Rollout) -> str:
-    """What the `<answer>` says; the last turn's text where there is none."""
-    return rollout.answer if rollout.answer is not None else rollout.messages[-1]["content"] or ""
+    def usage_chunk(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+        """The chunk that carries the usage, and no choice."""
+        return {**self.chunk({}), "choices": [], "usage": usage(rollouts)}
 
 
 def finish_reason(rollout: Rollout) -> str:
@@ -275,19 +318,25 @@ def finish_reason(rollout: Rollout) -> str:
     return "length" if rollout.stop_reason == "length" else "stop"
 
 
-def usage(rollout: Rollout) -> dict[str, int]:
-    """Tokens over all turns; the prompt counts again in each."""
-    read, wrote = rollout.prompt_tokens, rollout.completion_tokens
+def usage(rollouts: Sequence[Rollout]) -> dict[str, int]:
+    """Tokens over all turns of all choices; the prompt counts again in each."""
+    read = sum(rollout.prompt_tokens for rollout in rollouts)
+    wrote = sum(rollout.completion_tokens for rollout in rollouts)
     return {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
 
 
 def toolwise_field(rollout: Rollout, tools_offered: bool) -> dict[str, Any]:
-    """What the agent did: its calls, whether it abstained though it had tools, how it ended."""
+    """What the agent did: its calls, whether it abstained though it had tools, how it ended.
+
+    `model_seconds` and `tool_seconds` are the time spent in turns and in calls.
+    """
     return {
         "calls": [call_field(call) for call in rollout.calls],
         "tool_calls": rollout.tool_calls,
         "abstained": tools_offered and rollout.tool_calls == 0,
         "stop_reason": rollout.stop_reason,
+        "model_seconds": round(rollout.model_seconds, 4),
+        "tool_seconds": round(rollout.tool_seconds, 4),
     }
 
 
@@ -324,7 +373,14 @@ def validation_error(errors: Sequence[Any]) -> RequestError:
     return RequestError(message, field or None)
 
 
-def server_sent(payload: dict[str, Any] | str) -> str:
+def encode(body: dict[str, Any]) -> bytes:
+    """A body as JSON."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # half of a surrogate pair, which only JSON's escapes can carry
+        return json.dumps(body).encode()
+
+
+def server_sent(body: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    text = payload if isinstance(payload, str) else json.dumps(payload, ensure_ascii=False)
-    return f"data: {text}\n\n"
+    return b"data: " + encode(body) + b"\n\n"

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from toolwise.agent import Engine
 from toolwise.errors import InputError, ToolwiseError
 from toolwise.serving.settings import ServingSettings
 from toolwise.storage import local_copy
 from toolwise.tools import open_tools
+
+if TYPE_CHECKING:
+    from toolwise.serving.model import ServedEngine
+
+
+UPSTREAM_KEY = "OPENAI_API_KEY"
+"""Variable that holds the key of an upstream which asks for one."""
 
 
 class Upstream(NamedTuple):
@@ -57,12 +64,17 @@ def serve(
         InputError: checkpoint or corpus are not what they should be.
         BackendError: the sandbox cannot be had here.
     """
+    from toolwise.serving.keys import KeyFile
+
+    keys = KeyFile(settings.keys) if settings.keys else None
     tools = open_tools(corpus, settings.isolation, search=settings.search)
 
     # Slow to import, and what can be wrong with a flag is told without them.
     from kserve.model_server import ModelServer, app
     from kserve.protocol.rest.server import RESTServer
 
+    from toolwise.serving.admission import Admission
+    from toolwise.serving.guard import Guard
     from toolwise.serving.model import AgentModel
     from toolwise.serving.routes import openai_router
     from toolwise.serving.telemetry import start_tracing
@@ -73,8 +85,10 @@ def serve(
     app.include_router(openai_router(model))
     server = ModelServer(http_port=settings.port, enable_grpc=False)
     server.register_model(model)
+    admission = Admission(settings.concurrency, settings.queue)
+    guarded: Any = Guard(app, admission, keys, settings.request_seconds)
     rest = RESTServer(
-        "kserve.model_server:app",
+        guarded,
         server.dataplane,
         server.model_repository_extension,
         settings.port,
@@ -88,15 +102,16 @@ def serve(
         tracing.shutdown()
 
 
-def _open_engine(source: Path | Upstream) -> Engine:
+def _open_engine(source: Path | Upstream) -> ServedEngine:
     if isinstance(source, Upstream):
         from toolwise.agent.openai_engine import OpenAIEngine
 
-        return OpenAIEngine(source.url, source.model)
+        # No time limit of its own: a request's deadline is the limit.
+        return OpenAIEngine(source.url, source.model, os.environ.get(UPSTREAM_KEY), timeout=None)
     from toolwise.agent.transformers_engine import TransformersEngine
-    from toolwise.serving.model import ThreadedEngine
+    from toolwise.serving.continuous import ContinuousEngine
 
-    return ThreadedEngine(TransformersEngine.load(source))
+    return ContinuousEngine(TransformersEngine.load(source))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -23,6 +24,9 @@ class ServingSettings(BaseModel):
         max_tool_calls: tool calls per request; a request may ask for fewer.
         max_tokens: tokens per assistant turn; a request may ask for fewer.
         request_seconds: how long a request may take, and how long a stopping server waits for it.
+        concurrency: requests answered at a time.
+        queue: requests that may wait for that; further ones are told when to come again.
+        keys: YAML file of API keys (`toolwise.serving.keys.ApiKey`); none asks nobody for a key.
         private_images: let image URLs point to private and local addresses.
         search: the search tools; as the profile has it (as an option, JSON).
     """
@@ -37,6 +41,9 @@ class ServingSettings(BaseModel):
     max_tool_calls: int = Field(default=8, ge=0)
     max_tokens: int = Field(default=512, ge=1)
     request_seconds: int = Field(default=120, ge=1)
+    concurrency: int = Field(default=64, ge=1)
+    queue: int = Field(default=256, ge=0)
+    keys: Path | None = None
     private_images: bool = False
     search: SearchSettings | None = None
 

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from toolwise.agent import CallRecord, Rollout, Turn
 from toolwise.errors import InputError
@@ -22,6 +22,9 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOOL_CALLS = Counter("toolwise_tool_calls", "Tool calls made.", ["tool"])
 ABSTAINED = Counter("toolwise_abstained", "Answers without a call though tools were offered.")
 FAILURES = Counter("toolwise_backend_failures", "Requests ended by a model or tool backend.")
+REFUSED = Counter("toolwise_refused", "Requests turned away (401, 429).", ["reason"])
+IN_PROGRESS = Gauge("toolwise_requests_in_progress", "Requests being answered.")
+WAITING = Gauge("toolwise_requests_waiting", "Requests waiting for a place.")
 REQUEST_SECONDS = Histogram(
     "toolwise_request_seconds", "Time to answer a request.", ["tools"], buckets=_SECONDS
 )
@@ -118,9 +121,21 @@ class RequestTrace:
 
 @contextmanager
 def trace_request(
-    model: str, tools_offered: bool, tool_names: Collection[str], headers: Mapping[str, str]
+    model: str,
+    tools_offered: bool,
+    tool_names: Collection[str],
+    headers: Mapping[str, str],
+    caller: str,
 ) -> Iterator[RequestTrace]:
-    """The request's span, a child of the caller's (`traceparent`), and its latency."""
+    """The request's span, a child of the client's (`traceparent`), and its latency.
+
+    Args:
+        model: name of the model.
+        tools_offered: whether the model may call tools.
+        tool_names: the tools there are.
+        headers: of the HTTP request.
+        caller: name of the API key.
+    """
     started = time.perf_counter()
     with _tracer().start_as_current_span(
         "invoke_agent",
@@ -129,6 +144,7 @@ def trace_request(
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.request.model": model,
             "toolwise.tools": "auto" if tools_offered else "none",
+            "toolwise.caller": caller,
         },
     ) as span:
         yield RequestTrace(span, tool_names)

@@ -173,25 +173,24 @@ def evaluate(step: Step) -> Outputs:
 
 def promote(step: Step) -> Outputs:
     """Decide, register the checkpoint, and crown it if it passed."""
-    from toolwise.evaluation.metrics import read_scores
-    from toolwise.promotion.gate import GatePolicy, decide
+    from toolwise.promotion.judging import judge
+    from toolwise.promotion.policy import GatePolicy
     from toolwise.promotion.registry import Registry
     from toolwise.tracking import Connection
 
     challenger = step.path("challenger")
     registry = Registry(experiment_name(), Connection())
-    champion = registry.champion()
-    benchmark = json.loads((challenger / "metrics.json").read_text())["benchmark"]
-    comparable = champion is not None and champion.benchmark == benchmark
-    decision = decide(
-        step.settings_as(GatePolicy),
-        read_scores(challenger / "scores.jsonl"),
-        champion.scores if champion and comparable else None,
-        read_scores(step.path("baseline") / "scores.jsonl"),
-    )
     run_id = (challenger / RUN_ID_FILE).read_text()
+    judged = judge(
+        registry,
+        step.settings_as(GatePolicy),
+        challenger,
+        step.path("baseline"),
+        run_id=run_id,
+        champion=step.inputs.get("champion"),
+    )
     version = registry.register(run_id, str(step.path("model")))
-    registry.record(version, decision)
+    decision = registry.record(version, *judged)
     file = step.folder / "decision.json"
     decision.write(file)
     step.run.artifact(file)
@@ -299,16 +298,18 @@ def run_step(
         inputs: paths by input name.
 
     Raises:
+    again: bool = False,
         ToolwiseError: as the step raises it; whoever watches is told before.
     """
     label = f"{name} {stage}".rstrip()
-    again = name in ALWAYS_DONE_AGAIN
+    again = again or name in ALWAYS_DONE_AGAIN
     return perform(STEPS[name], label, settings, seed, inputs, again=again, sink=sink)
 
 
 def finish_run(*, succeeded: bool, reason: str = "") -> None:
     """Close the MLflow run that the steps of the pipeline run logged under."""
     from toolwise import tracking
+        again: do it even if an earlier run did.
 
     tracking.end_pipeline_run(
         pipeline_run(), failure=None if succeeded else reason or "a step failed"

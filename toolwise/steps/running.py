@@ -25,7 +25,7 @@ from toolwise.events import EventSink, EventWriter
 from toolwise.storage import atomic_file, publish
 
 if TYPE_CHECKING:
-    from toolwise.tracking import Run
+    from toolwise.tracking import PipelineRun, Run
 
 WORK_VARIABLE = "TOOLWISE_WORK"
 """Environment variable naming the folder that holds the work folders of all steps."""
@@ -159,13 +159,11 @@ def experiment_name() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", "toolwise")
 
 
-def pipeline_run() -> str:
-    """Id of the MLflow run of the whole pipeline run, opened if no step has done so yet."""
-    from toolwise import tracking
+def pipeline_run() -> PipelineRun:
+    """The pipeline run that the environment names; its MLflow run is opened by its first step."""
+    from toolwise.tracking import PipelineRun
 
-    return tracking.resume_pipeline_run(
-        experiment_name(), os.environ.get(RUN_VARIABLE, "steps by hand")
-    )
+    return PipelineRun(experiment_name(), os.environ.get(RUN_VARIABLE, "steps by hand"))
 
 
 class _Done(BaseModel):

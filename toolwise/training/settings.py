@@ -58,10 +58,14 @@ class HdpoSettings(BaseModel):
         warmup_steps: linear warm-up.
         freeze_vision: train the language model only.
         variant: `hdpo`; `grpo` (no efficiency channel); `coupled` (one channel, the reward is
-            accuracy + alpha · efficiency).
+            accuracy + alpha · efficiency); `eapo` (one channel, EAPO's difficulty-aware reward,
+            whose beta is alpha).
         w_acc: weight of the accuracy channel.
         w_tool: weight of the efficiency channel.
-        alpha: weight of efficiency in a coupled reward.
+        alpha: strength of efficiency in a reward of one channel.
+        difficulty_aware: weight efficiency by the share of right rollouts in the group (EAPO).
+        tool_free: rollouts of each group sampled under the prompt without tools (EAPO).
+        tool_free_correction: weight rollouts for having been sampled under two prompts.
         aggregation: losses averaged over tokens, or over each rollout and then over rollouts.
         efficiency_normalize: what the efficiency loss is averaged over.
         clip_low: the ratio is clipped below at 1 − clip_low.
@@ -85,10 +89,13 @@ class HdpoSettings(BaseModel):
     learning_rate: PositiveFloat = 5e-5
     warmup_steps: NonNegativeInt = 5
     freeze_vision: bool = False
-    variant: Literal["hdpo", "grpo", "coupled"] = "hdpo"
+    variant: Literal["hdpo", "grpo", "coupled", "eapo"] = "hdpo"
     w_acc: NonNegativeFloat = 1.0
     w_tool: NonNegativeFloat = 0.15
     alpha: NonNegativeFloat = 0.15
+    difficulty_aware: bool = False
+    tool_free: NonNegativeInt = 0
+    tool_free_correction: bool = True
     aggregation: Literal["token", "rollout"] = "token"
     efficiency_normalize: Literal["qualifying", "group"] = "qualifying"
     clip_low: PositiveFloat = 0.2

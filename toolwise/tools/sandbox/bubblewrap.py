@@ -14,6 +14,7 @@ INSIDE = Path(__file__).parent / "inside"
 PACKAGES = {"PIL": "pillow.libs", "numpy": "numpy.libs"}
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 """No terminals and no shared memory: sessions could meet there."""
+FOLDERS = ("/tmp", "/usr", "/opt", "/opt/packages", "/opt/toolwise")
 LINKER = ("/etc/ld.so.cache", "/etc/alternatives")
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -55,7 +56,7 @@ def command() -> list[str]:
         "--new-session",
         "--clearenv",
         *_environment(),
-        *("--dir", "/tmp", "--dir", "/opt", "--dir", "/opt/packages", "--dir", "/opt/toolwise"),
+        *(part for folder in FOLDERS for part in ("--dir", folder)),
         *_system_folders(),
         *prefix_binds,
         *_packages(),
@@ -83,8 +84,9 @@ def _environment() -> list[str]:
 
 
 def _system_folders() -> list[str]:
-    """/usr, and beside it what a merged /usr has links for."""
-    arguments = ["--ro-bind", "/usr", "/usr"]
+    """What the distribution put into /usr, and beside it what a merged /usr has links for."""
+    parts = [Path("/usr/bin"), *sorted(Path("/usr").glob("lib*")), Path("/usr/share")]
+    arguments = [word for part in parts for word in ("--ro-bind-try", str(part), str(part))]
     for folder in [*sorted(Path("/").glob("lib*")), Path("/bin")]:
         if folder.is_symlink():
             arguments += ["--symlink", str(folder.readlink()), str(folder)]
@@ -96,10 +98,10 @@ def _system_folders() -> list[str]:
 
 
 def _interpreter() -> tuple[str, list[str]]:
-    """This interpreter's path inside; a prefix outside /usr (pyenv, conda) is bound to /opt."""
+    """This interpreter's path inside; a prefix other than /usr (pyenv, conda) is bound to /opt."""
     executable = Path(sys.executable).resolve()
     prefix = Path(sys.base_prefix).resolve()
-    if prefix.is_relative_to("/usr"):
+    if prefix == Path("/usr"):
         return str(executable), []
     inside = Path("/opt/python") / executable.relative_to(prefix)
     return str(inside), ["--ro-bind", str(prefix), "/opt/python"]

@@ -314,6 +314,8 @@ def _encoded(sizes: Any, blobs: list[bytearray], limits: SandboxLimits) -> tuple
             case [int(width), int(height)] if width > 0 and height > 0:
                 if width * height * 3 != len(pixels) or width * height > limits.pixels:
                     raise wire.WireError("an image is not the size it claims")
+                if max(size) > wire.MAX_ASPECT * min(size):
+                    raise wire.WireError("an image is too long for its width")
                 images.append(encode_image(Image.frombytes("RGB", (width, height), pixels)))
             case _:
                 raise wire.WireError("an image has no size")

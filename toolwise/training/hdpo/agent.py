@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from toolwise.agent import Limits, Rollout, Sampling, run_agent
+from toolwise.agent import Limits, Rollout, Sampling, run_agent, user_message
 from toolwise.agent.rendering import Renderer
 from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.data import Task
@@ -22,8 +22,17 @@ class RolloutAgent(Protocol):
     suppressed_ids: Sequence[int]
     """Tokens that are never sampled, and so are no part of the distribution that is trained."""
 
-    def answer(self, tasks: Sequence[Task], sampling: Sampling) -> Sequence[Rollout]:
-        """One rollout per task, in order, with `Rollout.tokens` filled."""
+    def answer(
+        self, tasks: Sequence[Task], sampling: Sampling, *, tool_free: bool = False
+    ) -> Sequence[Rollout]:
+        """One rollout per task, in order, with `Rollout.tokens` filled.
+
+        `tool_free` ones are sampled under a prompt that offers no tools.
+        """
+        ...
+
+    def prompt_ids(self, task: Task, *, tool_free: bool) -> tuple[int, ...]:
+        """The tokens a rollout of `task` starts with."""
         ...
 
 
@@ -43,15 +52,22 @@ class InProcessAgent:
         self._tools = tools
         self._limits = limits
 
-    def answer(self, tasks: Sequence[Task], sampling: Sampling) -> list[Rollout]:
+    def answer(
+        self, tasks: Sequence[Task], sampling: Sampling, *, tool_free: bool = False
+    ) -> list[Rollout]:
         """One rollout per task, in order, with `Rollout.tokens` filled."""
         return asyncio.run(
             run_agent(
                 self._engine,
                 tasks,
-                self._tools,
+                () if tool_free else self._tools,
                 sampling=sampling,
                 limits=self._limits,
                 keep_tokens=True,
             )
         )
+
+    def prompt_ids(self, task: Task, *, tool_free: bool) -> tuple[int, ...]:
+        """The tokens a rollout of `task` starts with."""
+        offered = [] if tool_free else [tool.schema for tool in self._tools]
+        return tuple(self.renderer.prompt([user_message(task)], offered).ids)

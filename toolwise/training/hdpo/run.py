@@ -70,7 +70,7 @@ def train_hdpo(
     work = working_directory(out_dir, settings, seed, inputs)
     tools = open_tools(corpus, settings.isolation, search=settings.search)
     try:
-        trainer = _trainer(model_dir, prompts, tools, work, settings, seed)
+        trainer = build_trainer(model_dir, prompts, tools, work, settings, seed)
         train_and_publish(trainer, work, out_dir, log=log, progress=progress)
     finally:
         asyncio.run(_close(tools))
@@ -86,20 +86,33 @@ def task_accuracy(
     return accuracy_rewards(answer, form).tolist()
 
 
-def _trainer(
+def build_trainer(
     model_dir: Path,
     prompts: Sequence[Task],
     tools: Sequence[Tool],
     work: Path,
     settings: HdpoSettings,
     seed: int,
+    *,
+    reward: Callable[..., list[float]] = task_accuracy,
 ) -> HDPOTrainer:
+    """The trainer of a checkpoint on these prompts, with rollouts in this process.
+
+    Args:
+        model_dir: checkpoint to start from.
+        prompts: what is asked.
+        tools: what the prompts offer.
+        work: gets the checkpoints.
+        settings: how to train.
+        seed: of the order of the prompts and of the rollouts.
+        reward: the accuracy reward, a TRL reward function that is given `rollout`.
+    """
     processor = load_processor(model_dir)
     model = load_policy(model_dir, freeze_vision=settings.freeze_vision)
     rollouts = settings.prompts_per_step * settings.num_generations
     return HDPOTrainer(
         model=model,
-        reward_funcs=task_accuracy,
+        reward_funcs=reward,
         args=HDPOConfig(
             **trainer_arguments(work, seed, settings.checkpoint_every),
             max_steps=settings.steps,
@@ -121,6 +134,9 @@ def _trainer(
             w_acc=settings.w_acc,
             w_tool=settings.w_tool,
             alpha=settings.alpha,
+            difficulty_aware=settings.difficulty_aware,
+            tool_free=settings.tool_free,
+            tool_free_correction=settings.tool_free_correction,
             efficiency_normalize=settings.efficiency_normalize,
         ),
         processing_class=processor,

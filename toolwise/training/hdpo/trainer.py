@@ -4,97 +4,39 @@ The accuracy channel is TRL's own loss, untouched; HDPO adds the efficiency chan
 the same log-probabilities of the same forward pass. Rollouts come from TRL's generation or, where
 an agent is given, from the agent loop.
 
-B: rollouts of a batch. T: completion tokens, padded to the longest. S: tokens of a sequence.
+B: rollouts of a batch. T: completion tokens, padded to the longest.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, cast
 
 import accelerate.utils
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from toolwise.agent import Rollout, Sampling, TokenRecord
-from toolwise.agent.rendering import RenderedConversation
 from toolwise.data import Message, Task
-from toolwise.training.batching import collate
 from toolwise.training.hdpo.advantages import hdpo_advantages
 from toolwise.training.hdpo.agent import RolloutAgent
-from toolwise.training.hdpo.loss import (
-    Aggregation,
-    Normalize,
-    efficiency_mask,
-    mean_count,
-    surrogate,
-)
+from toolwise.training.hdpo.config import HDPOConfig, Variant
+from toolwise.training.hdpo.difficulty import eapo_rewards, easiness
+from toolwise.training.hdpo.forward import RecordScores, score_records
+from toolwise.training.hdpo.loss import efficiency_mask, mean_count, surrogate
 from toolwise.training.hdpo.rewards import efficiency_rewards
+from toolwise.training.hdpo.tool_free import answer_both_ways, is_tool_free, mixture_weights
 
-Variant = Literal["hdpo", "grpo", "coupled"]
+__all__ = ["HDPOConfig", "HDPOTrainer", "Scores", "Variant"]
 
 _EPS = 1e-4  # TRL's own, so that a coupled reward is normalised as TRL would
 
 
-@dataclass
-class HDPOConfig(GRPOConfig):
-    """`GRPOConfig` plus what HDPO adds.
-
-    TRL's own settings carry over to both channels: `epsilon` and `epsilon_high` clip the ratio,
-    `delta` is the dual clip, and `loss_type` says how losses are averaged ("grpo": over each
-    rollout's tokens, then over rollouts; any other: over tokens).
-    """
-
-    w_acc: float = field(
-        default=1.0, metadata={"help": "Weight of the accuracy channel, TRL's loss."}
-    )
-    w_tool: float = field(default=0.15, metadata={"help": "Weight of the efficiency channel."})
-    variant: Variant = field(
-        default="hdpo",
-        metadata={
-            "help": "'hdpo'; 'grpo' (no efficiency channel); 'coupled' (one channel, the reward "
-            "is accuracy + alpha · efficiency)."
-        },
-    )
-    alpha: float = field(default=0.15, metadata={"help": "Weight of efficiency when coupled."})
-    efficiency_normalize: Normalize = field(
-        default="qualifying",
-        metadata={"help": "Average the efficiency loss over 'qualifying' rollouts or the 'group'."},
-    )
-    correct_above: float = field(
-        default=0.5, metadata={"help": "A rollout is correct if its accuracy reward exceeds this."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variant not in ("hdpo", "grpo", "coupled"):
-            raise ValueError(f"variant must be 'hdpo', 'grpo' or 'coupled', not {self.variant!r}")
-        if self.efficiency_normalize not in ("qualifying", "group"):
-            raise ValueError(
-                "efficiency_normalize must be 'qualifying' or 'group', "
-                f"not {self.efficiency_normalize!r}"
-            )
-        if self.loss_type in ("cispo", "sapo", "vespo", "luspo") and self.efficiency_weight:
-            raise ValueError(f"loss_type {self.loss_type!r} has no clipped surrogate to share")
-
-    @property
-    def efficiency_weight(self) -> float:
-        """w_tool, or 0 where the variant has no efficiency channel."""
-        return self.w_tool if self.variant == "hdpo" else 0.0
-
-    @property
-    def aggregation(self) -> Aggregation:
-        """How the efficiency loss is averaged, following `loss_type`."""
-        return "rollout" if self.loss_type == "grpo" else "token"
-
-
-class _Scores(NamedTuple):
+class Scores(NamedTuple):
     """What the rollouts of all processes earned, each [B]."""
 
     accuracy: Tensor
@@ -141,10 +83,13 @@ class HDPOTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, HDPOConfig):
             raise TypeError(f"args must be an HDPOConfig, not {type(self.args).__name__}")
+        if self.args.tool_free and agent is None:
+            raise ValueError("tool_free rollouts are the agent loop's: give an agent")
         self._agent = agent
         self._tasks = tasks
         self._seconds = 0.0
-        self._scores: _Scores | None = None
+        self._scores: Scores | None = None
+        self._weights: Tensor | None = None  # of rollouts sampled under two prompts
         self._logps: Tensor | None = None
         # One conversation per row of the batch at hand, and which of them need a forward pass.
         self._records: list[TokenRecord] = []
@@ -158,16 +103,22 @@ class HDPOTrainer(GRPOTrainer):
             return super()._generate(prompts)
         started = time.perf_counter()
         mode = "train" if self.model.training else "eval"
-        rollouts = self._agent.answer(
-            [self._tasks[int(prompt)] for prompt in prompts],
-            Sampling(
-                temperature=self.temperature,
-                top_p=self.top_p,
-                max_tokens=self.max_completion_length,
-                seed=self._sampling_seed(),
-            ),
+        tasks = [self._tasks[int(prompt)] for prompt in prompts]
+        sampling = Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_completion_length,
+            seed=self._sampling_seed(),
         )
+        free = self._tool_free_rows(len(tasks))
+        rollouts = answer_both_ways(self._agent, tasks, sampling, free)
         self._records = [_record(rollout) for rollout in rollouts]
+        for row, task in enumerate(tasks):
+            if free[row]:  # what is trained is the policy with tools
+                offered = self._agent.prompt_ids(task, tool_free=False)
+                self._records[row] = replace(self._records[row], prompt_ids=offered)
+        if any(free):
+            self._weights = self._mixture_weights(rollouts, free)
         seconds = time.perf_counter() - started
         self._metrics[mode]["seconds/rollout"].append(seconds)
         self._seconds -= seconds
@@ -180,6 +131,39 @@ class HDPOTrainer(GRPOTrainer):
             {"rollout": list(rollouts)},
             None,
             [],
+        )
+
+    def _tool_free_rows(self, rows: int) -> list[bool]:
+        """Which of this process's rollouts are sampled under the prompt without tools."""
+        first, group = self.accelerator.process_index * rows, self.num_generations
+        count = self.args.tool_free if self.model.training else 0
+        return [is_tool_free(first + row, group, count) for row in range(rows)]
+
+    def _mixture_weights(self, rollouts: Sequence[Rollout], free: Sequence[bool]) -> Tensor:
+        """`mixture_weights` of this process's rollouts, whose records have the prompt with tools.
+
+        The engine knows a direct answer's likelihood under the prompt it was sampled with; under
+        the other one it takes a forward pass.
+        """
+        assert self._agent is not None
+        other = [
+            record
+            if is_free
+            else replace(record, prompt_ids=self._agent.prompt_ids(rollout.task, tool_free=True))
+            for record, rollout, is_free in zip(self._records, rollouts, free, strict=True)
+        ]
+        direct = torch.tensor([_tool_calls(_completion(rollout)) == 0 for rollout in rollouts])
+        width = max(len(record.completion_ids) for record in other)
+        with torch.no_grad():
+            rows = direct.nonzero().flatten().tolist()
+            rescored = self.record_logps(self.model, other, width, rows).logps.sum(dim=1)
+        sampled = torch.tensor([sum(record.logprobs) for record in self._records]).to(rescored)
+        is_free = torch.tensor(free, device=rescored.device)
+        rescored = rescored.masked_fill(~direct.to(rescored.device), -torch.inf)
+        return mixture_weights(
+            torch.where(is_free, rescored, sampled),
+            torch.where(is_free, sampled, rescored),
+            self.args.tool_free / self.num_generations,
         )
 
     def _sampling_seed(self) -> int:
@@ -198,7 +182,7 @@ class HDPOTrainer(GRPOTrainer):
         correct = accuracy > self.args.correct_above
         calls = torch.tensor([_tool_calls(c) for c in completions], device=rewards.device)
         calls = _gather(calls)
-        self._scores = _Scores(accuracy, efficiency_rewards(correct, calls), correct, calls)
+        self._scores = Scores(accuracy, efficiency_rewards(correct, calls), correct, calls)
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -211,12 +195,17 @@ class HDPOTrainer(GRPOTrainer):
             self.accelerator.process_index * len(inputs),
             (self.accelerator.process_index + 1) * len(inputs),
         )
-        if self.args.variant == "coupled":
-            reward = scores.accuracy + self.args.alpha * scores.efficiency
-            coupled = hdpo_advantages(reward, scores.efficiency, scores.correct, group, eps=_EPS)
-            batch["advantages"] = coupled.accuracy[local]
-        advantages = hdpo_advantages(*scores[:3], group)
-        batch["efficiency_advantages"] = advantages.efficiency[local]
+        if self.args.variant in ("coupled", "eapo"):
+            batch["advantages"] = self._one_channel_advantages(scores, group)[local]
+        efficiency = self._efficiency_advantages(scores, group)
+        batch["efficiency_advantages"] = efficiency[local]
+        weights, self._weights = self._weights, None
+        if weights is not None and self.args.tool_free_correction:
+            # A factor on a rollout's loss, clipped or not, is one on its advantage.
+            batch["advantages"] = batch["advantages"] * weights
+            batch["efficiency_advantages"] = batch["efficiency_advantages"] * weights
+            free = torch.tensor(self._tool_free_rows(len(inputs)), device=weights.device)
+            self._metrics[mode]["tool_free/weight"].append(_gather(weights[free]).mean().item())
         mask = _loss_mask(batch)
         qualifying = efficiency_mask(
             batch["efficiency_advantages"], mask, self.args.efficiency_normalize
@@ -224,14 +213,34 @@ class HDPOTrainer(GRPOTrainer):
         batch["efficiency_items"] = _gather(mean_count(qualifying, self.args.aggregation)).sum()
         if self._agent is not None:
             batch["records"], self._records = self._records, []
-        self._log_scores(mode, scores, batch["advantages"], advantages.efficiency, group)
+        self._log_scores(mode, scores, batch["advantages"], efficiency, group)
         return batch
 
+    def _efficiency_advantages(self, scores: Scores, group: int) -> Tensor:
+        """The efficiency channel's advantages, [B]."""
+        advantages = hdpo_advantages(*scores[:3], group).efficiency
+        if self.args.difficulty_aware:
+            return advantages * easiness(scores.accuracy, scores.correct, group)
+        return advantages
+
+    def _one_channel_advantages(self, scores: Scores, group: int) -> Tensor:
+        """Advantages of the variant's one reward, [B]."""
+        accuracy, efficiency, correct, calls = scores
+        alpha = self.args.alpha
+        if self.args.variant == "eapo":
+            reward = eapo_rewards(accuracy, correct, calls, group, beta=alpha)
+        else:
+            if self.args.difficulty_aware:
+                efficiency = efficiency * easiness(accuracy, correct, group)
+            reward = accuracy + alpha * efficiency
+        return hdpo_advantages(reward, scores.efficiency, scores.correct, group, eps=_EPS).accuracy
+
     def _log_scores(
-        self, mode: str, scores: _Scores, accuracy: Tensor, efficiency: Tensor, group: int
+        self, mode: str, scores: Scores, accuracy: Tensor, efficiency: Tensor, group: int
     ) -> None:
         in_group = scores.correct.view(-1, group).sum(dim=1)
-        calls = scores.tool_calls.float()
+        with_tools = group - (self.args.tool_free if mode == "train" else 0)
+        calls = scores.tool_calls.view(-1, group)[:, :with_tools].float()
         for name, value in {
             "accuracy": scores.correct.float().mean(),
             "accuracy_reward": scores.accuracy.nanmean(),
@@ -308,8 +317,7 @@ class HDPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._records:
-            logps, entropies = self.record_logps(model, self._records, logits_to_keep, self._rows)
-            found = logps, entropies, None
+            found = *self.record_logps(model, self._records, logits_to_keep, self._rows), None
         else:
             found = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **kwargs
@@ -332,43 +340,20 @@ class HDPOTrainer(GRPOTrainer):
         records: Sequence[TokenRecord],
         width: int,
         rows: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies of the records' completions, each [B, T].
-
-        Args:
-            model: the policy (or a reference).
-            records: B conversations.
-            width: T.
-            rows: those to compute, None for all; the others keep what was sampled, without a
-                gradient (minus which is an estimate of the entropy).
-        """
+    ) -> RecordScores:
+        """`score_records` of this trainer's rollouts; arguments as there."""
         assert self._agent is not None
-        device = self.accelerator.device
-        sampled = torch.zeros(len(records), width)
-        for row, record in enumerate(records):
-            sampled[row, : len(record.logprobs)] = torch.tensor(record.logprobs)
-        logps_BT, entropies_BT = sampled.to(device), -sampled.to(device)
-        lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in records]
-        if rows is None:
-            rows = range(len(records))
-        elif not rows:  # the loss needs a graph all the same
-            rows = [lengths.index(min(lengths))]
-        # DDP takes one forward pass per backward pass.
-        alone = self.accelerator.num_processes == 1
-        for chunk in _similar_lengths(rows, lengths) if alone else [list(rows)]:
-            conversations = [_conversation(records[row]) for row in chunk]
-            batch = collate(conversations, self._agent.renderer)
-            with self.accelerator.autocast(), _suppressed(model, self._agent.suppressed_ids):
-                output = model(**{k: v.to(device) for k, v in batch.items()}, fused_lm_head=True)
-            scored = output.label_mask
-            columns = [torch.tensor(records[row].mask).nonzero().flatten() for row in chunk]
-            index = (
-                torch.tensor(chunk, device=device).repeat_interleave(scored.sum(dim=1)),
-                torch.cat(columns).to(device),
+        with self.accelerator.autocast():
+            return score_records(
+                model,
+                records,
+                width,
+                self._agent.renderer,
+                device=self.accelerator.device,
+                suppressed_ids=self._agent.suppressed_ids,
+                rows=rows,
+                one_pass=self.accelerator.num_processes > 1,
             )
-            logps_BT = logps_BT.index_put(index, output.log_probs[scored].float())
-            entropies_BT = entropies_BT.index_put(index, output.entropy[scored].float())
-        return logps_BT, entropies_BT
 
 
 def _gather(tensor: Tensor) -> Tensor:
@@ -379,14 +364,6 @@ def _record(rollout: Rollout) -> TokenRecord:
     if rollout.tokens is None:
         raise ValueError("the agent must keep tokens: run_agent(…, keep_tokens=True)")
     return rollout.tokens
-
-
-def _conversation(record: TokenRecord) -> RenderedConversation:
-    return RenderedConversation(
-        [*record.prompt_ids, *record.completion_ids],
-        [*([0] * len(record.prompt_ids)), *record.mask],
-        record.images,
-    )
 
 
 def _completion(rollout: Rollout) -> list[Message]:
@@ -405,30 +382,3 @@ def _tool_calls(completion: Any) -> int:
 def _loss_mask(batch: dict[str, Any]) -> Tensor:
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
-
-
-def _similar_lengths(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows in chunks that pad little: none shorter than two thirds of its chunk's longest."""
-    chunk: list[int] = []
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        if chunk and 3 * lengths[row] < 2 * lengths[chunk[0]]:
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    yield chunk
-
-
-@contextmanager
-def _suppressed(model: Any, ids: Sequence[int]) -> Iterator[None]:
-    """Leave tokens out of the distribution, by a bias on the head while the block runs."""
-    head = getattr(model, "module", model).get_output_embeddings()
-    if not ids or head.bias is not None:
-        yield
-        return
-    bias = torch.zeros(head.weight.shape[0], dtype=head.weight.dtype, device=head.weight.device)
-    bias[list(ids)] = -1e4
-    head.bias = nn.Parameter(bias, requires_grad=False)
-    try:
-        yield
-    finally:
-        head.bias = None

@@ -142,4 +142,9 @@ class Screen:
                 f"an image of {image.width}x{image.height} can't be shown: it must have between 1 "
                 f"and {self._pixels} pixels; resize it first"
             )
+        if max(image.size) > wire.MAX_ASPECT * min(image.size):
+            raise ValueError(
+                f"an image of {image.width}x{image.height} can't be shown: its longer side must "
+                f"be at most {wire.MAX_ASPECT} times the shorter; crop or resize it first"
+            )
         self.shown.append((image.size, image.convert("RGB").tobytes()))

@@ -11,13 +11,14 @@ import gc
 import importlib
 import json
 import os
+import platform
 import signal
 import socket
 import sys
 import traceback
 from typing import Any
 
-from . import lockdown
+from . import lockdown, syscalls
 from .session import rehearse, serve
 
 
@@ -100,7 +101,7 @@ def main() -> None:
     isolated = sys.argv[3] == "isolated"
     if isolated:
         lockdown.become_unprivileged()
-        lockdown.syscall_filter()
+        syscalls.program(platform.machine())
     for module in sys.argv[4:]:
         importlib.import_module(module)
     limits: dict[str, Any] = json.loads(sys.argv[2])

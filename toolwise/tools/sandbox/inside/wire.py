@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 LENGTH = struct.Struct("!I")
+MAX_ASPECT = 200
+"""Of an image's sides; image processors of the Qwen family raise beyond it."""
 
 
 class WireError(Exception):
@@ -45,10 +47,12 @@ def receive(
         raise WireError(f"header of {length} bytes, at most {max_header} are taken")
     try:
         header = json.loads(_exactly(sock, length, deadline))
-        lengths = [int(size) for size in header.pop("blobs")]
+        lengths = header.pop("blobs")
+        if not all(type(length) is int and length >= 0 for length in lengths):
+            raise ValueError(f"{lengths!r:.100} are no lengths")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WireError(f"not a frame header: {error}") from None
-    if any(size < 0 for size in lengths) or sum(lengths) > max_blobs:
+    if sum(lengths) > max_blobs:
         raise WireError(f"{sum(lengths)} bytes of attachments, at most {max_blobs} are taken")
     return header, [_exactly(sock, size, deadline) for size in lengths]
 

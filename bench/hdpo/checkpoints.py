@@ -1,0 +1,132 @@
+"""What the arms start from: one base model, two cold starts, prompts and items; made once, kept."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+from bench.hdpo.arms import Start
+from bench.hdpo.scale import WORK, Scale
+from toolwise.data import Trajectory
+from toolwise.data.parquet import write_tasks, write_trajectories
+from toolwise.storage import atomic_directory
+from toolwise.synthetic.environment import make_environment, write_signboard
+from toolwise.synthetic.settings import BaseStageSettings, SignboardSettings
+from toolwise.training.settings import SftSettings
+
+SOURCE = Path(__file__).parents[2]
+SEED = 0
+"""Of everything made here: the arms differ in their seed, not in where they start."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Where everything stands that an arm is trained and measured with."""
+
+    folder: Path
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "data" / "corpus.jsonl"
+
+    @property
+    def prompts(self) -> Path:
+        return self.folder / "data" / "prompts.parquet"
+
+    @property
+    def items(self) -> Path:
+        return self.folder / "data" / "items.parquet"
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    def trajectories(self, start: Start) -> Path:
+        return self.folder / "data" / f"{start}.parquet"
+
+    def start(self, start: Start) -> Path:
+        return self.folder / start
+
+    def known(self, start: Start) -> Path:
+        """What the start knows of each prompt, `{id: {"solvable": …, "mixed": …}}`."""
+        return self.folder / f"{start}.json"
+
+
+@cache
+def material(scale: Scale) -> Material:
+    """Where the material of a study of this size stands, whether it has been made or not."""
+    size = scale.model_dump(include={"prompts", "items", "base_steps", "sft_steps"})
+    code = code_digest(
+        [
+            *(SOURCE / "toolwise" / "synthetic").glob("*.py"),
+            SOURCE / "toolwise" / "training" / "sft.py",
+            Path(__file__),
+        ]
+    )
+    identity = hashlib.sha256(json.dumps([size, code]).encode()).hexdigest()[:12]
+    return Material(WORK / f"start-{identity}")
+
+
+def code_digest(files: Iterable[Path]) -> str:
+    """Of what the files do: their syntax trees, so that comments and layout do not count."""
+    trees = [ast.dump(ast.parse(file.read_text())) for file in sorted(files)]
+    return hashlib.sha256("\n".join(trees).encode()).hexdigest()
+
+
+def prepare(scale: Scale) -> Material:
+    """Make what is missing; the two cold starts are trained side by side."""
+    made = material(scale)
+    made.folder.mkdir(parents=True, exist_ok=True)
+    if not made.items.exists():
+        _write_data(made, scale)
+    if not made.base.exists():
+        from toolwise.synthetic.base import train_base
+
+        train_base(made.base, SEED, BaseStageSettings(steps=scale.base_steps))
+    command = [sys.executable, "-m", "bench.hdpo.worker", "start", scale.model_dump_json()]
+    missing = [start for start in get_args(Start) if not made.known(start).exists()]
+    running = [subprocess.Popen([*command, start], cwd=SOURCE) for start in missing]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        sys.exit("a cold start failed; its output is above")
+    return made
+
+
+def cold_start(made: Material, start: Start, scale: Scale) -> None:
+    """Train one cold start, and ask it which prompts it solves without tools, which sometimes."""
+    from bench.hdpo.measuring import ask_prompts
+    from toolwise.training.sft import train_sft
+
+    if not made.start(start).exists():
+        settings = SftSettings(
+            steps=scale.sft_steps, batch_size=32, accumulate=2, freeze_vision=True
+        )
+        train_sft(made.base, made.trajectories(start), made.start(start), settings, SEED)
+    known = ask_prompts(made.start(start), made.prompts, made.corpus)
+    made.known(start).write_text(json.dumps(known))
+
+
+def _write_data(made: Material, scale: Scale) -> None:
+    settings = SignboardSettings(rl_tasks=scale.prompts, benchmark_items=scale.items)
+    environment = make_environment(SEED, settings)
+    clean = [t for t in environment.trajectories if "flaw" not in t.task.metadata]
+    reflex = [t for t in clean if _calls(t) or t.task.metadata.get("tools") == "none"]
+    write_signboard(made.folder / "environment", SEED, settings)
+    with atomic_directory(made.folder / "data") as folder:
+        write_trajectories(folder / "mild.parquet", clean)
+        write_trajectories(folder / "reflex.parquet", reflex)
+        write_tasks(folder / "prompts.parquet", environment.rl_tasks)
+        write_tasks(folder / "items.parquet", environment.benchmark)
+        (made.folder / "environment" / "corpus.jsonl").rename(folder / "corpus.jsonl")
+
+
+def _calls(trajectory: Trajectory) -> bool:
+    return any(message.get("tool_calls") for message in trajectory.messages)

@@ -1,0 +1,192 @@
+"""The study's tables, written into docs/hdpo.md between its markers, and its plots beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.hdpo.exact import Method, Prompt, break_even, coupled, eapo, grpo, push
+from bench.hdpo.figures import THRESHOLD, WINDOW
+from bench.hdpo.plots import plot_curves, plot_exact, plot_q
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+METHODS: dict[str, Method] = {
+    "hdpo 0.05": Method(grpo, 0.05),
+    "hdpo 0.15": Method(grpo, 0.15),
+    "hdpo 0.3": Method(grpo, 0.3),
+    "hdpo 0.15, over all": Method(grpo, 0.15, over_all=True),
+    "coupled 0.05": Method(coupled(0.05)),
+    "coupled 0.1": Method(coupled(0.1)),
+    "coupled 0.3": Method(coupled(0.3)),
+    "coupled 1.0": Method(coupled(1.0)),
+    "bonus to all 0.1": Method(coupled(0.1, conditional=False)),
+    "bonus to all 1.0": Method(coupled(1.0, conditional=False)),
+    "eapo 0.5": Method(eapo(0.5)),
+}
+ACCURACIES = (1.0, 0.9, 0.7, 0.5, 0.3)
+CALL = 0.85
+STARTS = ((0.5, 0.95), (0.85, 0.95), (0.99, 0.95))
+"""(probability of a call, accuracy after one) of the break-even table."""
+FLIPPED = (0.0, 0.05, 0.15)
+NEEDS = {"needless": 0.98, "needed": 0.02}
+"""Accuracy of a direct answer where a call is needless, and where it is needed."""
+
+
+def write_report(results: dict[str, Any]) -> None:
+    """Write tables and plots of the study, and of what can be worked out exactly."""
+    page = DOCS / "hdpo.md"
+    text = _between(page.read_text(), "exact", _exact_tables())
+    page.write_text(_between(text, "study", _study_tables(results)))
+    plot_exact(METHODS, CALL, DOCS / "hdpo-exact.svg")
+    plot_curves(results, DOCS / "hdpo-curves.svg")
+    plot_q(results, DOCS / "hdpo-q.svg")
+
+
+def _between(text: str, name: str, content: str) -> str:
+    """`text` with what stands between a pair of markers replaced."""
+    begin, end = f"<!-- {name}: written by `python -m bench.hdpo` -->", f"<!-- /{name} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{content.strip()}\n\n{end}{rest.split(end)[1]}"
+
+
+def _exact_tables() -> str:
+    pushes = _table(
+        ["method", *(f"{accuracy:.0%} right" for accuracy in ACCURACIES)],
+        (
+            [name, *(_signed(push(Prompt(CALL, c, c), method).mean) for c in ACCURACIES)]
+            for name, method in METHODS.items()
+        ),
+    )
+    even = _table(
+        ["method", *(f"calls {call:.0%}" for call, _ in STARTS)],
+        (
+            [name, *(_share(break_even(method, call, right)) for call, right in STARTS)]
+            for name, method in METHODS.items()
+        ),
+    )
+    noisy = _table(
+        ["method", *(f"{need}, {f:.0%} flipped" for need in NEEDS for f in FLIPPED)],
+        (
+            [
+                name,
+                *(
+                    _signed(push(Prompt(CALL, 0.95, directly, flipped), method).mean)
+                    for directly in NEEDS.values()
+                    for flipped in FLIPPED
+                ),
+            ]
+            for name, method in METHODS.items()
+        ),
+    )
+    return "\n\n".join(
+        (
+            f"Push towards answering directly where both ways are right equally often; the policy "
+            f"calls in {CALL:.0%}:",
+            pushes,
+            "Break-even: a direct answer is favoured where it is right more often than this (–: "
+            "always), if an answer after a call is right in 95%:",
+            even,
+            f"Push where the judge errs; the policy calls in {CALL:.0%}, an answer after a call is "
+            f"right in 95%, a direct one in {NEEDS['needless']:.0%} or {NEEDS['needed']:.0%}:",
+            noisy,
+        )
+    )
+
+
+def _study_tables(results: dict[str, Any]) -> str:
+    scale = results["scale"]
+    rollouts = scale["prompts_per_step"] * scale["num_generations"]
+    cpu = [arm["cpu_seconds"] for arm in results["arms"]]
+    lines = [
+        f"{scale['steps']} steps of {scale['prompts_per_step']} prompts × G "
+        f"{scale['num_generations']} ({scale['steps'] * rollouts:,} rollouts an arm), "
+        f"{scale['items']} benchmark items answered once greedily and twice sampled; "
+        f"{results['machine']['cores']} CPU cores, {min(cpu):.0f}–{max(cpu):.0f} s of CPU an arm "
+        f"and seed. *Until* is the number of rollouts after which the redundant rate of the "
+        f"rollouts themselves, over {WINDOW} steps, stays under {THRESHOLD:.0%}, seed by seed "
+        f"(– : not within the run).",
+        "",
+        _table(
+            ["start", "prompts", "solvable without tools", "mixed", "sampled calls on solvable"],
+            (
+                [
+                    name,
+                    str(start["prompts"]),
+                    str(start["solvable"]),
+                    str(start["mixed"]),
+                    f"{start['called_on_solvable']:.1%}",
+                ]
+                for name, start in results["starts"].items()
+            ),
+        ),
+    ]
+    for regime in dict.fromkeys(arm["regime"] for arm in results["arms"]):
+        arms = [arm for arm in results["arms"] if arm["regime"] == regime]
+        lines += ["", f"#### {regime[0].upper()}{regime[1:]}", "", _regime_table(arms)]
+        compared = [arm for arm in arms if arm["against_reference"]]
+        if compared:
+            lines += ["", _comparison_table(compared)]
+    lines += ["", "![Calls in training: redundant (solid), necessary (dotted)](hdpo-curves.svg)"]
+    lines += ["", "![The qualifying set in training](hdpo-q.svg)"]
+    return "\n".join(lines)
+
+
+def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
+    header = ["arm", "seeds"]
+    for mode in ("greedy", "sampled"):
+        header += [f"accuracy, {mode}", f"redundant, {mode}", f"necessary, {mode}"]
+    return _table(
+        [*header, "until", "redundant at the end: perception / math / search"],
+        (
+            [
+                arm["name"],
+                str(len(arm["seeds"])),
+                *(
+                    _interval(metric)
+                    for mode in ("greedy", "sampled")
+                    for metric in arm[mode].values()
+                ),
+                ", ".join("–" if n is None else f"{n:,}" for n in arm["rollouts_until_under"]),
+                " / ".join(
+                    _share(arm["abilities"].get(a, {}).get("redundant_call_rate", {}).get("value"))
+                    for a in ("perception", "math", "search")
+                ),
+            ]
+            for arm in arms
+        ),
+    )
+
+
+def _comparison_table(arms: Sequence[dict[str, Any]]) -> str:
+    """Differences of the sampled rates, in points."""
+    return _table(
+        ["against hdpo 0.15, sampled", "accuracy", "redundant", "necessary"],
+        ([arm["name"], *(_points(d) for d in arm["against_reference"].values())] for arm in arms),
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _interval(metric: dict[str, Any]) -> str:
+    if metric["value"] is None:
+        return "–"
+    value, low, high = (100 * metric[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f}–{high:.1f})"
+
+
+def _points(difference: dict[str, float]) -> str:
+    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    return f"{value:+.1f} ({low:+.1f} … {high:+.1f})"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}" if abs(value) >= 5e-4 else "0"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"

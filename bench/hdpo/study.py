@@ -1,0 +1,93 @@
+"""Which arms with which seeds are to be trained, which have been, and what came of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.hdpo.arms import Arm, arms
+from bench.hdpo.checkpoints import SOURCE, code_digest, material, prepare
+from bench.hdpo.figures import collect
+from bench.hdpo.scale import WORK, Scale
+
+RESULTS = SOURCE / "bench" / "results" / "hdpo_arms.json"
+PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed; `path` holds what came of it, once it is done."""
+
+    arm: Arm
+    seed: int
+    path: Path
+
+
+def jobs(scale: Scale) -> Iterator[Job]:
+    """Every job of a study, seed by seed, so that all arms have a first seed early."""
+    for seed in range(scale.seeds):
+        for arm in arms():
+            if re.search(scale.only, arm.label):
+                yield Job(arm, seed, WORK / "arms" / f"{_identity(arm, seed, scale)}.json")
+
+
+def run_study(scale: Scale) -> dict[str, Any]:
+    """Train what has not been trained, two processes of one thread side by side; see `collect`.
+
+    Finished arms are kept in `runs/bench/hdpo`, by their settings, where they started and the code
+    that trained them: an interrupted study goes on, a larger one adds to a smaller one.
+    """
+    prepare(scale)
+    (WORK / "arms").mkdir(parents=True, exist_ok=True)
+    if any(not job.path.exists() for job in jobs(scale)):
+        command = [sys.executable, "-m", "bench.hdpo.worker", "arms", scale.model_dump_json()]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running = [subprocess.Popen(command, cwd=SOURCE, env=environment) for _ in range(PROCESSES)]
+        codes = [process.wait() for process in running]
+        if any(codes):
+            sys.exit("a worker of the study failed; its output is above")
+    results = finished(scale)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def finished(scale: Scale) -> dict[str, Any]:
+    """What came of the jobs that are done."""
+    done = [(job.arm, job.seed, job.path) for job in jobs(scale) if job.path.exists()]
+    records = [(arm, seed, json.loads(path.read_text())) for arm, seed, path in done]
+    made = material(scale)
+    known = {start: json.loads(made.known(start).read_text()) for start in ("mild", "reflex")}
+    return collect(records, known, scale)
+
+
+def _identity(arm: Arm, seed: int, scale: Scale) -> str:
+    trained = asdict(arm)
+    del trained["regime"], trained["name"]
+    identity = {
+        "arm": {**trained, "changes": arm.settings(scale).model_dump(mode="json")},
+        "seed": seed,
+        "material": material(scale).folder.name,
+        "code": _training_code(),
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _training_code() -> str:
+    here = Path(__file__).parent
+    return code_digest(
+        [
+            *(SOURCE / "toolwise" / "training" / "hdpo").glob("*.py"),
+            here / "training.py",
+            here / "measuring.py",
+        ]
+    )

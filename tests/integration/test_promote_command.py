@@ -1,0 +1,143 @@
+"""`toolwise promote`, `rollback` and `decisions`, against a real registry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
+
+from toolwise import tracking
+from toolwise.cli import app
+from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, summarise, write_scores
+from toolwise.steps.functions import RUN_ID_FILE
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def environment(
+    uri: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)
+    monkeypatch.setenv("TOOLWISE_WORK", str(tmp_path / "steps"))
+    (tmp_path / "model").mkdir()
+
+
+def evaluation(uri: str, folder: Path, *, redundant: int = 0, benchmark: str = "ab" * 32) -> Path:
+    """Of 200 items half need a call and get one; of the others the first `redundant` get one."""
+    folder.mkdir()
+    scores: list[RolloutScore] = []
+    for i in range(200):
+        needed = i % 2 == 1
+        row = RolloutScore(f"{i}", "math", "greedy", 0, True, 0, 0, 9, 0.5, 0.0, "7")
+        scores.append(replace(row, tool_calls=int(needed or i < 2 * redundant)))
+        scores.append(replace(row, mode="tools_off", correct=not needed))
+    write_scores(folder / "scores.jsonl", scores)
+    summaries = {mode: summarise(scores, mode) for mode in ("greedy", "sampled")}
+    facts = {"benchmark": benchmark, "metric_version": METRIC_VERSION, "items": 200}
+    (folder / "metrics.json").write_text(json.dumps({**summaries, **facts}))
+    (folder / "samples.jsonl").write_text("")
+    parent = tracking.start_pipeline_run("promoting", "run", uri=uri)
+    with tracking.step(parent, "evaluate hdpo", uri=uri) as run:
+        run.evaluation("hdpo", folder, folder / "scores.jsonl", folder)
+    (folder / RUN_ID_FILE).write_text(run.run_id)
+    return folder
+
+
+def toolwise(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    assert result.exception is None, result.output
+    return result.output
+
+
+def test_a_decision_is_explained_and_nothing_changes(uri: str, tmp_path: Path):
+    frugal = evaluation(uri, tmp_path / "frugal")
+    reflex = evaluation(uri, tmp_path / "reflex", redundant=30)
+    told = toolwise("promote", "--dry-run", "--challenger", reflex, "--baseline", frugal)
+    assert "reject (greedy answers, items abababababab" in told
+    assert "fail  redundant_call_rate: 0.3000 over 100 items, upper bound 0.3958 is not" in told
+    assert "how often it calls a tool on items it solves without one" in told
+    assert "pass  necessary_call_rate: 1.0000 over 100 items" in told
+    assert MlflowClient(uri).search_registered_models("name = 'test_a_decision_is'") == []
+    strict = tmp_path / "strict.yaml"
+    strict.write_text("redundant_call_rate_max: 0.01")
+    told = toolwise(
+        *("promote", "--dry-run", "--challenger", frugal, "--baseline", frugal),
+        *("--policy", strict),
+    )
+    assert "upper bound 0.0370 is not at most 0.01" in told
+
+
+def test_promoted_overtaken_and_put_back(uri: str, tmp_path: Path):
+    first, second = (evaluation(uri, tmp_path / name) for name in ("first", "second"))
+    for number, challenger in enumerate((first, second), 1):
+        out = tmp_path / f"decision-{number}.json"
+        toolwise(
+            *("promote", "--model", tmp_path / "model", "--challenger", challenger),
+            *("--baseline", first, "--out", out),
+        )
+        assert json.loads(out.read_text())["decision"] == "promote"
+    told = toolwise("rollback", "--reason", "latency doubled")
+    assert "Version 1 of test_promoted_overtaken_and_put_back is the champion again" in told
+    lines = [line.split() for line in toolwise("decisions").splitlines()[1:]]
+    assert [line[2:5] for line in lines] == [
+        ["promote", "1", "–"],
+        ["promote", "2", "1"],
+        ["rollback", "1", "2"],
+    ]
+    # Promoted again after the rollback: the step is done anew, against the champion of today.
+    out = tmp_path / "again.json"
+    toolwise(
+        *("promote", "--model", tmp_path / "model", "--challenger", second),
+        *("--baseline", first, "--out", out),
+    )
+    assert json.loads(out.read_text())["champion"] == "1"
+    model = MlflowClient(uri).get_registered_model("test_promoted_overtaken_and_put_back")
+    assert {a: str(v) for a, v in model.aliases.items()} == {"champion": "2", "previous": "1"}
+
+
+def test_a_champion_of_other_items_needs_an_evaluation_on_these(uri: str, tmp_path: Path):
+    old = evaluation(uri, tmp_path / "old", benchmark="cd" * 32)
+    toolwise(
+        *("promote", "--model", tmp_path / "model", "--challenger", old, "--baseline", old),
+        *("--out", tmp_path / "decision.json"),
+    )
+    new, champion = (evaluation(uri, tmp_path / name) for name in ("new", "champion-again"))
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("{}")
+    judging = ("promote", "--dry-run", "--challenger", new, "--baseline", new, "--policy", policy)
+    assert "the champion cannot be compared with: it answered other items" in toolwise(*judging)
+    told = toolwise(*judging, "--champion", champion)
+    assert "promote (greedy answers" in told
+    assert "accuracy compared with the champion (version 1)" in told
+
+
+def test_a_step_cut_off_after_the_promotion_decides_the_same_again(uri: str, tmp_path: Path):
+    first, second = (evaluation(uri, tmp_path / name) for name in ("first", "second"))
+    decided = []
+    for number, challenger in enumerate((first, second, second), 1):
+        out = tmp_path / f"decision-{number}.json"
+        toolwise(
+            *("promote", "--model", tmp_path / "model", "--challenger", challenger),
+            *("--baseline", first, "--out", out),
+        )
+        decided.append(json.loads(out.read_text()))
+    assert decided[2] == decided[1]
+    assert decided[1]["champion"] == "1"
+    assert len(toolwise("decisions").splitlines()) == 3
+
+
+def test_without_dry_run_the_model_and_the_place_are_asked_for(uri: str, tmp_path: Path):
+    folder = evaluation(uri, tmp_path / "e")
+    arguments = ["promote", "--challenger", str(folder), "--baseline", str(folder)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "--model" in result.output + result.stderr

@@ -1,0 +1,33 @@
+"""Many calls in a row leave nothing behind; `python -m bench sandbox` makes ten times as many."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from bench.sandbox import Held, soak
+
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing")
+
+
+def test_a_thousand_calls_over_a_pool_of_four_leave_nothing_behind() -> None:
+    left = soak(1000)
+    assert left.processes_left <= 0
+    assert left.descriptors_left <= 0
+    assert left.files_left <= 0
+    assert left.memory_growth_mb < 20
+
+
+def test_what_is_left_is_seen(tmp_path: Path) -> None:
+    """So the test above can fail."""
+    before = Held.by_us(tmp_path)
+    block = b"\1" * 30_000_000
+    with tempfile.NamedTemporaryFile(dir=tmp_path):
+        after = Held.by_us(tmp_path)
+    assert after.files - before.files == 1
+    assert after.descriptors - before.descriptors == 1
+    assert after.megabytes - before.megabytes > 20
+    assert len(block) == 30_000_000

@@ -1,0 +1,146 @@
+"""What the HDPO study makes of its runs, on worked cases."""
+
+from __future__ import annotations
+
+from itertools import product
+from statistics import fmean, stdev
+
+import pytest
+
+from bench.hdpo.arms import arms
+from bench.hdpo.checkpoints import code_digest
+from bench.hdpo.exact import Method, Prompt, break_even, coupled, grpo, push
+from bench.hdpo.figures import collect, first_stays_under
+from bench.hdpo.scale import Scale
+
+
+class TestFirstStaysUnder:
+    TEN = (10,) * 6
+
+    def test_is_the_step_from_which_the_window_stays_below(self) -> None:
+        # Over two steps: 9/20, 3/20, 0, 0, 0 from step 2 on.
+        assert first_stays_under([6, 3, 0, 0, 0, 0], self.TEN, 0.05, window=2) == 4
+
+    def test_a_relapse_starts_it_over(self) -> None:
+        # Below at step 3 (0/20), not at 4 and 5 (3/20), below from 6 on.
+        assert first_stays_under([6, 0, 0, 3, 0, 0], self.TEN, 0.05, window=2) == 6
+
+    def test_a_relapse_at_the_end_means_never(self) -> None:
+        assert first_stays_under([0, 0, 0, 0, 0, 1], self.TEN, 0.05, window=2) is None
+
+    def test_exactly_the_threshold_is_not_under(self) -> None:
+        assert first_stays_under([1, 0, 0], [10, 10, 10], 0.05, window=2) == 3
+
+    def test_no_step_counts_before_its_window_is_full(self) -> None:
+        assert first_stays_under([0, 0, 0], [10, 10, 10], 0.05, window=3) == 3
+
+    def test_a_window_without_data_says_nothing(self) -> None:
+        assert first_stays_under([0, 0, 0, 0], [10, 0, 0, 10], 0.05, window=2) == 4
+
+
+class TestExact:
+    @pytest.mark.parametrize("alpha", [0.05, 1.0])
+    def test_coupled_in_groups_that_are_all_right_is_the_sum_over_all_sequences(
+        self, alpha: float
+    ) -> None:
+        # 2^8 sequences of call (reward 1 + α/2) and direct (1 + α), each a group.
+        call, expected = 0.7, 0.0
+        for sequence in product((0, 1), repeat=8):
+            chance = call ** sum(sequence) * (1 - call) ** (8 - sum(sequence))
+            rewards = [1 + alpha / (1 + called) for called in sequence]
+            if len(set(rewards)) > 1:
+                spread = stdev(rewards) + 1e-4
+                expected += chance * fmean(
+                    (reward - fmean(rewards)) / spread * ((1 - called) - (1 - call))
+                    for reward, called in zip(rewards, sequence, strict=True)
+                )
+        found = push(Prompt(call, 1.0, 1.0), Method(coupled(alpha)))
+        assert found.mean == pytest.approx(expected, rel=1e-4)
+
+    def test_accuracy_alone_pushes_nowhere_where_both_ways_are_as_good(self) -> None:
+        assert push(Prompt(0.8, 0.6, 0.6), Method(grpo)).mean == pytest.approx(0, abs=1e-6)
+
+    def test_accuracy_alone_breaks_even_at_the_accuracy_of_a_call(self) -> None:
+        assert break_even(Method(grpo), 0.8, 0.6) == pytest.approx(0.6, abs=1e-3)
+
+    def test_hdpo_in_groups_that_are_all_right_pushes_w_tool_times_its_qualifying_mean(
+        self,
+    ) -> None:
+        # Of 2^8 sequences all but the two pure ones qualify, whole: the same standardised rewards
+        # as a coupled reward's, averaged over them only.
+        call = 0.7
+        alone = push(Prompt(call, 1.0, 1.0), Method(coupled(1.0))).mean
+        pure = call**8 + (1 - call) ** 8
+        found = push(Prompt(call, 1.0, 1.0), Method(grpo, w_tool=0.15))
+        assert found.mean == pytest.approx(0.15 * alone / (1 - pure), rel=1e-3)
+
+    def test_a_judge_that_errs_in_half_of_its_verdicts_says_nothing(self) -> None:
+        assert push(Prompt(0.8, 0.9, 0.1, flipped=0.5), Method(grpo)).mean == pytest.approx(
+            0, abs=1e-6
+        )
+
+
+def run(called: list[int], correct: list[int], redundant: list[int]) -> dict[str, object]:
+    """A run of two items, "a" solvable without tools and "b" not, and of three steps."""
+    scores = [
+        ["a", "math", "greedy", 0, correct[0], called[0]],
+        ["b", "math", "greedy", 0, correct[1], called[1]],
+        ["a", "math", "sampled", 0, correct[0], called[0]],
+        ["b", "math", "sampled", 0, correct[1], called[1]],
+        ["a", "math", "tools_off", 0, 1, 0],
+        ["b", "math", "tools_off", 0, 0, 0],
+    ]
+    steps = [
+        {
+            "solvable": 10,
+            "redundant": count,
+            "unsolvable": 5,
+            "necessary": 5,
+            **dict.fromkeys(("right", "q", "signal", "mixed"), 0.5),
+        }
+        for count in redundant
+    ]
+    return {"scores": scores, "steps": steps, "cpu_seconds": 1.0}
+
+
+def test_seeds_are_pooled_item_by_item_and_compared_in_pairs() -> None:
+    reference, *_ = [arm for arm in arms() if arm.label == "main: hdpo 0.15"]
+    rival, *_ = [arm for arm in arms() if arm.label == "main: coupled 0.1"]
+    quiet = [0] * 6
+    records = [
+        (reference, 0, run([0, 1], [1, 1], quiet)),
+        (reference, 1, run([0, 1], [1, 1], [9, *quiet[1:]])),
+        (rival, 0, run([1, 1], [1, 1], [9] * 6)),
+        (rival, 1, run([0, 0], [1, 0], quiet)),
+    ]
+    known = {"mild": {"p": {"solvable": True, "mixed": False, "called": 0.8}}}
+    found = collect(records, known, Scale())
+    first, second = found["arms"]
+    assert [first["sampled"][m]["value"] for m in first["sampled"]] == [1.0, 0.0, 1.0]
+    assert [second["sampled"][m]["value"] for m in second["sampled"]] == [0.75, 0.5, 0.5]
+    assert second["sampled"]["accuracy"]["count"] == 4  # two items of two seeds
+    assert first["against_reference"] is None
+    against = second["against_reference"]
+    assert {name: (d["value"], d["count"]) for name, d in against.items()} == {
+        "accuracy": (-0.25, 4),
+        "redundant_call_rate": (0.5, 2),
+        "necessary_call_rate": (-0.5, 2),
+    }
+    # Windows of five steps of 48 rollouts: full at step 5; the second seed's has 9/50 there.
+    assert first["rollouts_until_under"] == [5 * 48, 6 * 48]
+    assert second["rollouts_until_under"] == [None, 5 * 48]
+
+
+def test_every_arm_of_the_study_has_settings_and_a_label_of_its_own() -> None:
+    labels = [arm.label for arm in arms()]
+    assert len(labels) == len(set(labels))
+    assert all(arm.settings(Scale()).steps == Scale().steps for arm in arms())
+
+
+def test_comments_do_not_make_other_code(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "code.py"
+    digests = []
+    for text in ("x = 1\n", "# a reason\nx = 1\n", "x = 2\n"):
+        file.write_text(text)
+        digests.append(code_digest([file]))
+    assert digests[0] == digests[1] != digests[2]

@@ -1,0 +1,107 @@
+"""What an evaluation must bring along before the gate takes its scores for evidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolwise.errors import InputError
+from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, read_scores
+from toolwise.promotion.policy import GatePolicy
+
+_SHOWN = 12
+"""Characters of a digest that a person is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A checkpoint's scores, and what they were measured on and by.
+
+    What an evaluation does not say is None, which makes it no evidence.
+
+    Args:
+        scores: one per answer.
+        benchmark: digest of the items.
+        metric_version: of the definitions of what is scored.
+        items: how many there are to answer.
+        sources: benchmark name → its items.
+    """
+
+    scores: Sequence[RolloutScore]
+    benchmark: str | None
+    metric_version: int | None
+    items: int | None
+    sources: Mapping[str, int] | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Evaluation:
+        """The evaluation that `toolwise.evaluation.runner.evaluate` wrote to `folder`.
+
+        Raises:
+            InputError: a file is missing or is none of the runner's; names it.
+        """
+        path = folder / "metrics.json"
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not the metrics of an evaluation: {error}") from None
+        if not isinstance(facts, dict):
+            raise InputError(f"{path}: not the metrics of an evaluation")
+        return cls(
+            scores=read_scores(folder / "scores.jsonl"),
+            benchmark=facts.get("benchmark"),
+            metric_version=facts.get("metric_version"),
+            items=facts.get("items"),
+            sources=facts.get("sources"),
+        )
+
+    def faults(self, policy: GatePolicy) -> Iterator[str]:
+        """Why it is no evidence under `policy`, in words; nothing where it is."""
+        if self.benchmark is None:
+            yield "the evaluation does not say which items were answered (no benchmark digest)"
+        elif policy.dataset and not self.benchmark.startswith(policy.dataset):
+            yield (
+                f"measured on the items {self.benchmark[:_SHOWN]}, and the policy takes those of "
+                f"{policy.dataset[:_SHOWN]} only"
+            )
+        if self.metric_version != METRIC_VERSION:
+            yield f"measured by {_version(self.metric_version)}, and this is {METRIC_VERSION}"
+        answered = len({row.task_id for row in self.scores})
+        if self.items is None:
+            yield "the evaluation does not say how many items there were to answer"
+        elif answered != self.items:
+            yield f"{answered} items have scores, and {self.items} were to be answered"
+        for name in policy.benchmarks:
+            found = (self.sources or {}).get(name, 0)
+            if not found:
+                known = ", ".join(sorted(self.sources or {})) or "none is named"
+                yield f"the benchmark {name} is missing (answered: {known})"
+            elif found < policy.min_items:
+                yield (
+                    f"{found} items of the benchmark {name} are too few; the policy asks for "
+                    f"{policy.min_items}"
+                )
+
+    def unlike(self, other: Evaluation) -> str | None:
+        """Why the two cannot be compared item by item, in words; None where they can."""
+        if self.benchmark != other.benchmark:
+            return (
+                f"it answered other items ({_digest(other.benchmark)}, here "
+                f"{_digest(self.benchmark)})"
+            )
+        if self.metric_version != other.metric_version:
+            return (
+                f"it was measured by {_version(other.metric_version)}, here by "
+                f"{_version(self.metric_version)}"
+            )
+        return None
+
+
+def _version(version: int | None) -> str:
+    return "metrics without a version" if version is None else f"version {version} of the metrics"
+
+
+def _digest(digest: str | None) -> str:
+    return "unknown ones" if digest is None else digest[:_SHOWN]

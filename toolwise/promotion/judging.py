@@ -1,0 +1,63 @@
+"""A challenger held against the champion in the registry; decides, and changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from toolwise.promotion.evidence import Evaluation
+from toolwise.promotion.gate import Decision, decide_on
+from toolwise.promotion.policy import GatePolicy
+from toolwise.promotion.registry import Registry
+from toolwise.promotion.succession import Standing
+
+
+class Judged(NamedTuple):
+    """A decision, and who was champion when it was made: what `Registry.record` asks for."""
+
+    decision: Decision
+    standing: Standing
+
+
+def judge(
+    registry: Registry,
+    policy: GatePolicy,
+    challenger: Path,
+    baseline: Path,
+    *,
+    run_id: str | None = None,
+    champion: Path | None = None,
+) -> Judged:
+    """Hold an evaluation against the policy and the champion.
+
+    Args:
+        registry: where the champion is.
+        policy: the thresholds.
+        challenger: evaluation of the checkpoint that wants to be promoted.
+        baseline: evaluation of the stage it was trained from.
+        run_id: the MLflow run of the challenger's evaluation. Where that is the champion's own, as
+            after a kill, the one before it is what it is compared with.
+        champion: evaluation of the champion on the challenger's items, where its own is of others.
+
+    Raises:
+        InputError: an evaluation cannot be read.
+        BackendError: MLflow cannot be reached, or the champion's scores are gone.
+    """
+    standing = registry.standing()
+    number, reference = standing.champion, None
+    if number is not None:
+        reference = registry.version(number)
+        if reference.run_id == run_id:
+            number = standing.previous
+            reference = registry.version(number) if number is not None else None
+    evaluation = reference.evaluation if reference else None
+    if champion is not None:
+        evaluation = Evaluation.read(champion)
+    decision = decide_on(
+        policy,
+        Evaluation.read(challenger),
+        evaluation,
+        Evaluation.read(baseline),
+        version=number,
+    )
+    return Judged(decision, standing)

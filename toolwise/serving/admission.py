@@ -1,0 +1,161 @@
+"""Who is answered now, who waits, who is turned away: rates, concurrency and one fair queue."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from toolwise.serving.keys import ApiKey
+from toolwise.serving.openai_api import RequestError
+from toolwise.serving.telemetry import IN_PROGRESS, REFUSED, WAITING
+
+_LONGEST_RETRY = 60
+
+
+class Admission:
+    """The places of an endpoint, shared fairly between callers.
+
+    A free place goes to the caller with the fewest, among those to the one who has gone longest
+    without. Where the queue is full, the newest of the
+    caller who has most gives way to a caller who has less: a flood only ever crowds out itself.
+
+    Args:
+        places: requests answered at a time.
+        queue: requests that may wait for a place.
+    """
+
+    def __init__(self, places: int, queue: int) -> None:
+        self._places = places
+        self._queue = queue
+        self._running: Counter[str] = Counter()
+        self._lines: dict[str, deque[asyncio.Future[None]]] = {}
+        self._served: dict[str, int] = {}  # when a caller last got a place
+        self._places_given = 0
+        self._rates: dict[str, _Rate] = {}
+        self._seconds = 1.0  # what an answer takes, a moving average
+
+    @asynccontextmanager
+    async def place(self, caller: ApiKey) -> AsyncIterator[None]:
+        """A place for one request, waited for in the queue.
+
+        Raises:
+            RequestError: 429, with the seconds after which to come again.
+        """
+        self._check_rate(caller)
+        if self._free and not self._lines:
+            self._give(caller.name)
+        else:
+            await self._wait(caller.name)
+        IN_PROGRESS.set(self._running.total())
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds += 0.1 * (time.monotonic() - started - self._seconds)
+            self._running[caller.name] -= 1
+            self._running += Counter()  # drops those who have none left
+            self._call_next()
+            IN_PROGRESS.set(self._running.total())
+
+    @property
+    def _free(self) -> bool:
+        return self._running.total() < self._places
+
+    @property
+    def _waiting(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def _load(self, name: str) -> int:
+        return self._running[name] + len(self._lines.get(name, ()))
+
+    def _check_rate(self, caller: ApiKey) -> None:
+        if caller.concurrent is not None and self._load(caller.name) >= caller.concurrent:
+            message = f"this key may have {caller.concurrent} requests at a time"
+            raise _refused(message, "concurrency_limit_exceeded", self._seconds)
+        if caller.requests_per_minute is None:
+            return
+        rate = self._rates.get(caller.name)
+        if rate is None or rate.per_minute != caller.requests_per_minute:
+            rate = self._rates[caller.name] = _Rate(caller.requests_per_minute)
+        wait = rate.take()
+        if wait:
+            message = f"this key may send {caller.requests_per_minute} requests a minute"
+            raise _refused(message, "rate_limit_exceeded", wait)
+
+    async def _wait(self, name: str) -> None:
+        if self._waiting >= self._queue:
+            self._make_room(name)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(name, deque()).append(turn)
+        WAITING.set(self._waiting)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._running[name] -= 1  # called and cancelled at once
+                self._call_next()
+            elif turn in self._lines.get(name, ()):
+                self._leave(name, turn)
+            raise
+
+    def _make_room(self, name: str) -> None:
+        full = _refused(
+            "too many requests are waiting",
+            "queue_full",
+            self._seconds * (self._waiting + 1) / self._places,
+        )
+        most = max(self._lines, key=self._load, default=name)
+        if self._load(most) <= self._load(name) + 1:
+            raise full
+        newest = self._lines[most][-1]
+        self._leave(most, newest)
+        newest.set_exception(full)
+
+    def _call_next(self) -> None:
+        while self._free and self._lines:
+            name = min(self._lines, key=lambda one: (self._running[one], self._served.get(one, 0)))
+            turn = self._lines[name][0]
+            self._leave(name, turn)
+            if not turn.done():
+                self._give(name)
+                turn.set_result(None)
+
+    def _give(self, name: str) -> None:
+        self._running[name] += 1
+        self._places_given += 1
+        self._served[name] = self._places_given
+
+    def _leave(self, name: str, turn: asyncio.Future[None]) -> None:
+        self._lines[name].remove(turn)
+        if not self._lines[name]:
+            del self._lines[name]
+        WAITING.set(self._waiting)
+
+
+class _Rate:
+    """A bucket of `per_minute` tokens that fills up evenly within a minute."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._tokens = float(per_minute)
+        self._at = time.monotonic()
+
+    def take(self) -> float:
+        """Take a token; 0, or the seconds until there is one."""
+        now = time.monotonic()
+        filled = self._tokens + (now - self._at) * self.per_minute / 60
+        self._tokens, self._at = min(float(self.per_minute), filled), now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) * 60 / self.per_minute
+
+
+def _refused(message: str, code: str, seconds: float) -> RequestError:
+    REFUSED.labels(code).inc()
+    wait = min(_LONGEST_RETRY, max(1, math.ceil(seconds)))
+    return RequestError(f"{message}; come again in {wait} s", None, 429, code, retry_after=wait)

@@ -1,0 +1,59 @@
+"""How a request that failed is told: status, headers and OpenAI's error object."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from toolwise.errors import BackendError, InputError
+from toolwise.serving.openai_api import RequestError, error_body, validation_error
+
+_log = logging.getLogger("toolwise.serving")
+
+
+class Failed(NamedTuple):
+    """A failed request, as HTTP says it."""
+
+    status: int
+    body: dict[str, Any]
+    headers: Mapping[str, str] = {}
+
+
+def describe_error(error: BaseException) -> Failed:
+    """What the client is told; what is not the client's fault is logged."""
+    match error:
+        case ValidationError():
+            return describe_error(validation_error(error.errors(include_url=False)))
+        case RequestError():
+            return _refused(error)
+        case InputError():
+            return Failed(400, error_body(str(error), "invalid_request_error"))
+        case BackendError():
+            _log.error("backend failure: %s", error)
+            return Failed(503, error_body(str(error), "server_error", code="backend_unavailable"))
+        case OSError():  # a full disk, no more file descriptors: it may pass
+            _log.error("the machine fails", exc_info=error)
+            message = f"the server's machine fails: {error.strerror or type(error).__name__}"
+            return Failed(503, error_body(message, "server_error", code="backend_unavailable"))
+        case HTTPException():
+            return Failed(error.status_code, error_body(str(error.detail), "invalid_request_error"))
+        case _:
+            _log.error("unexpected failure", exc_info=error)
+            message = "internal error; the server's log has it"
+            return Failed(500, error_body(message, "server_error"))
+
+
+def _refused(error: RequestError) -> Failed:
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
+        error.status, "invalid_request_error"
+    )
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Failed(error.status, error_body(str(error), kind, error.param, error.code), headers)

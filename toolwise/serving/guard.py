@@ -1,0 +1,178 @@
+"""What a request passes before anything answers it: its key, its size, its place in the queue.
+
+An ASGI application around the server's own, so that it holds for every protocol the server speaks.
+A client that hangs up cancels what is done for it, tool calls included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from toolwise.serving.admission import Admission
+from toolwise.serving.failures import Failed, describe_error
+from toolwise.serving.keys import ANYONE, ApiKey, KeyFile
+from toolwise.serving.openai_api import RequestError, encode
+from toolwise.serving.telemetry import REFUSED
+
+MAX_BODY_BYTES = 64 * 2**20
+BODY_SECONDS = 30.0
+"""How long a client may take to send its request."""
+
+# What a model answers to; KServe's other POST routes load and unload models.
+_ASKED = re.compile(
+    r"(?:/openai)?/v1/chat/completions|/v1/models/[^/]+:predict|/v2/models/[^/]+/infer"
+)
+_LISTED = ("/v1/models", "/openai/v1/models")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request that was let in: whose it is, and when it must be answered (monotonic clock)."""
+
+    caller: str
+    deadline: float
+
+
+class Guard:
+    """Lets requests in.
+
+    Args:
+        app: what answers them.
+        admission: places and queue.
+        keys: who may ask; None asks nobody for a key.
+        seconds: how long a request may take, its wait included.
+    """
+
+    def __init__(
+        self, app: ASGIApp, admission: Admission, keys: KeyFile | None, seconds: float
+    ) -> None:
+        self._app = app
+        self._admission = admission
+        self._keys = keys
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            if scope["method"] == "POST":
+                await self._answer(scope, receive, send)
+                return
+            if scope["path"] in _LISTED:
+                self._caller(scope)
+        except RequestError as error:
+            await _refuse(send, describe_error(error))
+        else:
+            await self._app(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        deadline = time.monotonic() + self._seconds
+        caller = self._caller(scope)
+        if not _ASKED.fullmatch(scope["path"]):
+            raise RequestError(f"there is no POST {scope['path']} here", status=404)
+        body = await _read_body(scope, receive)
+        scope["toolwise"] = Arrival(caller.name, deadline)
+        answering = asyncio.create_task(self._place_and_answer(scope, caller, body, deadline, send))
+        leaving = asyncio.create_task(_until_gone(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+        finally:
+            leaving.cancel()
+            if answering.cancel():
+                await asyncio.gather(answering, return_exceptions=True)
+
+    async def _place_and_answer(
+        self, scope: Scope, caller: ApiKey, body: bytes, deadline: float, send: Send
+    ) -> None:
+        place = self._admission.place(caller)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await place.__aenter__()
+        except TimeoutError:
+            message = f"no place became free within {self._seconds:.0f} s"
+            raise RequestError(message, None, 429, "queue_timeout", retry_after=1) from None
+        try:
+            await self._app(scope, _replayed(body), send)
+        finally:
+            await place.__aexit__(None, None, None)
+
+    def _caller(self, scope: Scope) -> ApiKey:
+        if self._keys is None:
+            return ANYONE
+        try:
+            return self._keys.caller(_header(scope, b"authorization"))
+        except RequestError as refused:
+            REFUSED.labels(refused.code).inc()
+            raise
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    found = [value for key, value in scope["headers"] if key == name]
+    return found[0].decode("latin-1") if found else None
+
+
+async def _read_body(scope: Scope, receive: Receive) -> bytes:
+    """The body; one that says it is too large, or does not say how large, is not read at all."""
+    length = _header(scope, b"content-length") or ""
+    if not length.isdecimal():
+        raise RequestError("the request needs a content-length", status=411)
+    if int(length) > MAX_BODY_BYTES:
+        raise RequestError(f"the body is larger than {MAX_BODY_BYTES >> 20} MiB", status=413)
+    chunks: list[bytes] = []
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise RequestError("the client closed the connection", status=499)
+                chunks.append(message.get("body", b""))
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+    except TimeoutError:
+        message = f"the body did not arrive within {BODY_SECONDS:.0f} s"
+        raise RequestError(message, status=408) from None
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _replayed(body: bytes) -> Receive:
+    """The body once more; after it the client is never gone, for the guard watches that."""
+    unread = True
+
+    async def receive() -> Message:
+        nonlocal unread
+        if not unread:
+            await _forever()
+        unread = False
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+async def _forever() -> NoReturn:
+    await asyncio.Future()
+    raise AssertionError
+
+
+async def _refuse(send: Send, failed: Failed) -> None:
+    body = encode(failed.body)
+    headers: list[tuple[bytes, bytes]] = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *((name.encode(), value.encode()) for name, value in failed.headers.items()),
+    ]
+    start: dict[str, Any] = {"status": failed.status, "headers": headers}
+    await send({"type": "http.response.start", **start})
+    await send({"type": "http.response.body", "body": body})

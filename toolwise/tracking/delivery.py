@@ -1,0 +1,278 @@
+"""From a spool to MLflow: each entry may be delivered again, and is there once all the same.
+
+A delivery whose reply was lost, or whose process died before it was marked as sent, is repeated.
+MLflow itself drops a metric it has (same key, step, time and value), a parameter it has, a file it
+has; runs and logged models are looked up by a tag before they are made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LoggedModel,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+)
+from mlflow.tracking import MlflowClient
+
+from toolwise.errors import BackendError
+from toolwise.tracking.connection import Connection
+from toolwise.tracking.entries import (
+    Artifact,
+    Data,
+    EndPipeline,
+    EndRun,
+    Entry,
+    Metrics,
+    Model,
+    OpenRun,
+    Params,
+    PipelineRun,
+    Tag,
+)
+from toolwise.tracking.provenance import provenance
+from toolwise.tracking.spool import Spool
+
+FAILURE_TAG = "toolwise.failure"
+"""Run tag with the reason a step or a pipeline run failed."""
+
+PIPELINE_RUN_TAG = "toolwise.pipeline_run"
+"""Tag of a parent run with the pipeline run's own name, by which its steps find it."""
+
+DIGEST_TAG = "toolwise.digest"
+"""Tag of a logged model with the digest of its checkpoint."""
+
+_SPOOL_TAG = "toolwise.spool"
+_PARAMS = 100
+_POINTS = 1000  # most that MLflow takes at once
+_REASON = 5000
+
+
+class Delivery:
+    """Takes one spool's entries to MLflow.
+
+    Args:
+        connection: MLflow.
+        spool: whose entries they are.
+        live: the step is running in this process, and not the rest of one that died.
+    """
+
+    run_id: str
+    experiment_id: str
+
+    def __init__(self, connection: Connection, spool: Spool, *, live: bool) -> None:
+        self._client = connection.client
+        self._connection = connection
+        self._spool = spool
+        self._live = live
+        self._models: dict[str, str] = {}
+
+    def open(self, first: Entry) -> None:
+        """Find or make the run that the spool is about."""
+        if not isinstance(first, OpenRun):
+            return
+        parent_id = _parent(self._client, self._connection, first.parent, reopen=self._live)
+        self.experiment_id = self._client.get_run(parent_id).info.experiment_id
+        tagged = f"tags.`{_SPOOL_TAG}` = '{self._spool.name}'"
+        found = self._client.search_runs([self.experiment_id], tagged)
+        if found:
+            self.run_id = found[0].info.run_id
+            return
+        if self._live:
+            kill_unfinished(self._client, parent_id, first.name)
+        tags = first.tags | {"mlflow.parentRunId": parent_id, _SPOOL_TAG: self._spool.name}
+        run = self._client.create_run(self.experiment_id, first.started, tags, first.name)
+        self.run_id = run.info.run_id
+
+    def deliver(self, entry: Entry) -> None:
+        """Tell MLflow what one entry says."""
+        client = self._client
+        match entry:
+            case Params():
+                params = [Param(key, value) for key, value in entry.params.items()]
+                for at in range(0, len(params), _PARAMS):
+                    client.log_batch(self.run_id, params=params[at : at + _PARAMS])
+            case Tag():
+                client.set_tag(self.run_id, entry.key, entry.value)
+            case Metrics():
+                self._metrics(entry)
+            case Data():
+                dataset = Dataset(
+                    entry.name, entry.digest, "local", json.dumps({"uri": entry.place})
+                )
+                tag = InputTag("mlflow.data.context", entry.context)
+                client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
+            case Model():
+                self._model(entry)
+            case Artifact():
+                file = self._spool.folder / entry.file
+                keep = client.log_artifacts if file.is_dir() else client.log_artifact
+                keep(self.run_id, str(file), entry.folder)
+            case EndRun():
+                end(client, self.run_id, entry.state, entry.failure, entry.ended)
+            case EndPipeline():
+                run_id = _parent(client, self._connection, entry.run, reopen=False)
+                kill_unfinished(client, run_id)
+                end(client, run_id, entry.state, entry.failure, entry.ended)
+            case OpenRun():
+                pass  # done by `open`
+
+    def cut_off(self) -> None:
+        """The process that filled the spool died without a last word."""
+        end(self._client, self.run_id, "KILLED", "the process was killed")
+
+    def model_id(self, digest: str) -> str:
+        """Id of the logged model that is the checkpoint of this digest.
+
+        Raises:
+            BackendError: it is gone.
+        """
+        if digest not in self._models:
+            found = find_model(self._client, self.experiment_id, digest)
+            if found is None:
+                raise BackendError(f"{self._connection.name}: the logged model {digest} is gone")
+            self._models[digest] = found.model_id
+        return self._models[digest]
+
+    def _metrics(self, entry: Metrics) -> None:
+        model = None if entry.model is None else self.model_id(entry.model)
+        name, digest = entry.dataset or (None, None)
+        metrics = [
+            Metric(p.key, p.value, p.timestamp, p.step, model, name, digest, self.run_id)
+            for p in entry.points
+        ]
+        for at in range(0, len(metrics), _POINTS):
+            self._client.log_batch(self.run_id, metrics=metrics[at : at + _POINTS])
+
+    def _model(self, entry: Model) -> None:
+        client = self._client
+        model = find_model(client, self.experiment_id, entry.digest)
+        if model is None:
+            model = client.create_logged_model(
+                self.experiment_id,
+                name=entry.name,
+                source_run_id=self.run_id if entry.role == "output" else None,
+                params={"checkpoint": entry.place},
+                tags={DIGEST_TAG: entry.digest, "toolwise.stage": entry.name, **entry.tags},
+                model_type="agent",
+            )
+        if str(model.status) != "READY":
+            client.finalize_logged_model(model.model_id, "READY")
+        self._models[entry.digest] = model.model_id
+        run = client.get_run(self.run_id)
+        if entry.role == "input":
+            linked = [known.model_id for known in run.inputs.model_inputs]
+            if model.model_id not in linked:
+                client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id)])
+        else:
+            linked = [known.model_id for known in run.outputs.model_outputs] if run.outputs else []
+            if model.model_id not in linked:
+                client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, entry.step)])
+
+
+def merged(entries: Sequence[Entry]) -> Entry:
+    """Entries that `belong_together` as one."""
+    first = entries[0]
+    if isinstance(first, Metrics):
+        points = [
+            point for entry in entries if isinstance(entry, Metrics) for point in entry.points
+        ]
+        return first.model_copy(update={"points": points})
+    return first
+
+
+def belong_together(entry: Entry, following: Entry) -> bool:
+    """Whether both can be delivered by one request: metrics of the same thing."""
+    return (
+        isinstance(entry, Metrics)
+        and isinstance(following, Metrics)
+        and (entry.model, entry.dataset) == (following.model, following.dataset)
+    )
+
+
+def find_model(client: MlflowClient, experiment_id: str, digest: str) -> LoggedModel | None:
+    """The logged model that is the checkpoint of this digest; None where there is none."""
+    query = f"tags.`{DIGEST_TAG}` = '{digest}'"
+    found = client.search_logged_models([experiment_id], query, max_results=1)
+    return next(iter(found), None)
+
+
+def find_pipeline_run(client: MlflowClient, run: PipelineRun) -> str | None:
+    """Id of the parent run; None where there is none."""
+    experiment = client.get_experiment_by_name(run.experiment)
+    if experiment is None:
+        return None
+    query = f"tags.`{PIPELINE_RUN_TAG}` = '{run.name}'"
+    found = client.search_runs([experiment.experiment_id], query)
+    return found[0].info.run_id if found else None
+
+
+def _parent(
+    client: MlflowClient, connection: Connection, run: PipelineRun | str, *, reopen: bool
+) -> str:
+    """Id of the parent run, made if it is new; `reopen`: it is running again."""
+    if isinstance(run, str):
+        return run
+    run_id = find_pipeline_run(client, run)
+    if run_id is None:
+        tags = provenance() | {PIPELINE_RUN_TAG: run.name}
+        return create_pipeline_run(client, connection, run, tags)
+    if reopen:
+        stored = client.get_run(run_id)
+        if stored.info.status != "RUNNING":
+            client.update_run(run_id, "RUNNING")
+        if FAILURE_TAG in stored.data.tags:
+            client.delete_tag(run_id, FAILURE_TAG)
+    return run_id
+
+
+def create_pipeline_run(
+    client: MlflowClient, connection: Connection, run: PipelineRun, tags: dict[str, str]
+) -> str:
+    """Open a new parent run, in its experiment, which is made if it is new."""
+    experiment_id = find_experiment(client, connection, run.experiment).experiment_id
+    return client.create_run(experiment_id, tags=tags, run_name=run.name).info.run_id
+
+
+def find_experiment(client: MlflowClient, connection: Connection, name: str) -> Experiment:
+    """The experiment; a new one on an SQLite file gets its artifacts beside it."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        file = connection.sqlite_file
+        place = None if file is None else (file.parent / "mlflow-artifacts").absolute().as_uri()
+        try:
+            client.create_experiment(name, place)
+        except Exception:
+            # Another process may have made it since.
+            if client.get_experiment_by_name(name) is None:
+                raise
+        found = client.get_experiment_by_name(name)
+        assert found is not None
+    return found
+
+
+def kill_unfinished(client: MlflowClient, parent_id: str, name: str | None = None) -> None:
+    """Mark nested runs whose process died without a word."""
+    query = f"tags.mlflow.parentRunId = '{parent_id}' and attributes.status = 'RUNNING'"
+    if name is not None:
+        query += f" and attributes.run_name = '{name}'"
+    experiment_id = client.get_run(parent_id).info.experiment_id
+    for run in client.search_runs([experiment_id], query):
+        end(client, run.info.run_id, "KILLED", "the process was killed")
+
+
+def end(
+    client: MlflowClient, run_id: str, state: str, failure: str | None, ended: int | None = None
+) -> None:
+    """Close a run, and say why where it failed."""
+    if failure is not None:
+        client.set_tag(run_id, FAILURE_TAG, failure[:_REASON])
+    client.set_terminated(run_id, state, ended)

@@ -1,0 +1,300 @@
+"""Pipeline runs and their steps, as MLflow runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from toolwise.errors import BackendError
+from toolwise.evaluation.metrics import Summary, flatten
+from toolwise.storage import content_digest
+from toolwise.tracking import entries
+from toolwise.tracking.connection import Connection
+from toolwise.tracking.delivery import (
+    FAILURE_TAG,
+    PIPELINE_RUN_TAG,
+    create_pipeline_run,
+    find_pipeline_run,
+)
+from toolwise.tracking.entries import PipelineRun
+from toolwise.tracking.provenance import provenance
+from toolwise.tracking.sender import Sender
+from toolwise.tracking.spool import Spool
+
+_DIGEST = 32
+"""MLflow keeps 36 characters of a digest."""
+
+
+class DataFile(NamedTuple):
+    """A data file as MLflow knows it."""
+
+    name: str
+    digest: str
+
+
+def start_pipeline_run(
+    experiment: str,
+    name: str,
+    *,
+    params: BaseModel | Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    uri: str | None = None,
+) -> str:
+    """Open the parent run of one pipeline run.
+
+    Args:
+        experiment: the profile's name; made if it is new, its artifacts beside an SQLite file.
+        name: what the UI calls the run.
+        params: the profile and the seed.
+        tags: anything else.
+        uri: see `Connection`.
+
+    Returns:
+        The run id, to be handed to `step` in whatever process.
+
+    Raises:
+        BackendError: MLflow is away.
+    """
+    connection = Connection(uri)
+    run = PipelineRun(experiment, name)
+    all_tags = {**provenance(), **(tags or {})}
+    run_id = connection.request(lambda c: create_pipeline_run(c, connection, run, all_tags))
+    for key, value in _flat(params):
+        connection.request(lambda c, key=key, value=value: c.log_param(run_id, key, value))
+    return run_id
+
+
+def resume_pipeline_run(experiment: str, name: str, *, uri: str | None = None) -> str:
+    """Id of the parent run called `name`, running again where it had ended; opened if it is new.
+
+    Raises:
+        BackendError: MLflow is away.
+    """
+    connection = Connection(uri)
+    found = connection.request(lambda c: find_pipeline_run(c, PipelineRun(experiment, name)))
+    if found is None:
+        return start_pipeline_run(experiment, name, tags={PIPELINE_RUN_TAG: name}, uri=uri)
+    stored = connection.request(lambda client: client.get_run(found))
+    connection.request(lambda client: client.update_run(found, "RUNNING"))
+    if FAILURE_TAG in stored.data.tags:
+        connection.request(lambda client: client.delete_tag(found, FAILURE_TAG))
+    return found
+
+
+def end_pipeline_run(
+    run: PipelineRun | str, *, failure: str | None = None, uri: str | None = None
+) -> None:
+    """Close the parent run: `FINISHED`, or `FAILED` with the reason; steps cut off are `KILLED`."""
+    connection = Connection(uri)
+    spool = Spool.new(connection.uri)
+    state = "FINISHED" if failure is None else "FAILED"
+    spool.append(entries.EndPipeline(run=run, state=state, failure=failure, ended=_now()))
+    Sender(spool, connection).close()
+
+
+@contextmanager
+def step(
+    parent: PipelineRun | str,
+    name: str,
+    *,
+    params: BaseModel | Mapping[str, Any] | None = None,
+    uri: str | None = None,
+) -> Iterator[Run]:
+    """The nested run of one step; an exception marks it `FAILED` with its message and goes on.
+
+    An earlier attempt of the same step that was killed is marked `KILLED`. Where MLflow is away,
+    the step is on record as soon as it is back.
+
+    Args:
+        parent: the pipeline run, by its names or by MLflow's id.
+        name: the step's.
+        params: its settings.
+        uri: see `Connection`.
+
+    Raises:
+        BackendError: MLflow answers and refuses the run, or the spool cannot be written.
+    """
+    connection = Connection(uri)
+    spool = Spool.new(connection.uri)
+    tags = {**provenance(), "toolwise.step": name}
+    spool.append(entries.OpenRun(parent=parent, name=name, tags=tags, started=_now()))
+    sender = Sender(spool, connection)
+    sender.open()
+    run = Run(spool, sender)
+    try:
+        run.params(params or {})
+        yield run
+    except BaseException as error:
+        # What went wrong first is what a person has to read, not that the spool failed as well.
+        with suppress(BackendError):
+            run.end("FAILED" if isinstance(error, Exception) else "KILLED", _reason(error))
+        raise
+    run.end("FINISHED")
+
+
+class Run:
+    """What a step tells MLflow; nothing of it waits for MLflow unless it says so."""
+
+    def __init__(self, spool: Spool, sender: Sender) -> None:
+        self._spool = spool
+        self._sender = sender
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id; waits for MLflow, and raises `BackendError` where it is away."""
+        return self._sender.opened().run_id
+
+    @property
+    def experiment_id(self) -> str:
+        """Id of the experiment; waits for MLflow, and raises `BackendError` where it is away."""
+        return self._sender.opened().experiment_id
+
+    def params(self, params: BaseModel | Mapping[str, Any]) -> None:
+        """Log settings; nested ones get dotted names."""
+        if flat := dict(_flat(params)):
+            self._spool.append(entries.Params(params=flat))
+
+    def tag(self, key: str, value: str) -> None:
+        """Say something about the run."""
+        self._spool.append(entries.Tag(key=key, value=value))
+
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of one step of a curve."""
+        now = _now()
+        points = [entries.Point(key, float(value), step, now) for key, value in metrics.items()]
+        self._spool.append(entries.Metrics(points=points))
+
+    def flush(self) -> None:
+        """Wait until MLflow has it all; raises `BackendError` where it is away."""
+        self._sender.require()
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file, or what a directory holds, under `folder` of the run's artifacts."""
+        self._spool.append(entries.Artifact(file=self._spool.keep(path), folder=folder))
+
+    def dataset(self, path: Path, context: str) -> DataFile:
+        """Link a data file by name and digest; `context` is `training`, `evaluation`, …"""
+        data = DataFile(path.name, content_digest(path)[:_DIGEST])
+        place = str(path.absolute())
+        self._spool.append(
+            entries.Data(name=data.name, digest=data.digest, place=place, context=context)
+        )
+        return data
+
+    def reads_model(self, checkpoint: Path | str, name: str) -> str:
+        """Link the checkpoint the step starts from, or measures.
+
+        Args:
+            checkpoint: its folder, or where it is served.
+            name: what to call it, if no step has logged it before.
+
+        Returns:
+            Its digest.
+        """
+        return self._model(checkpoint, name, "input")
+
+    def writes_model(
+        self, checkpoint: Path, name: str, *, step: int = 0, tags: Mapping[str, str] | None = None
+    ) -> str:
+        """Log a checkpoint the step has made and keeps.
+
+        Args:
+            checkpoint: its folder.
+            name: `base`, `sft`, `hdpo`, ….
+            step: training step it is from.
+            tags: of the logged model.
+
+        Returns:
+            Its digest.
+        """
+        return self._model(checkpoint, name, "output", step, tags)
+
+    def evaluation(
+        self, stage: str, directory: Path, benchmark: Path, checkpoint: Path | str
+    ) -> str:
+        """Log what `toolwise.evaluation.runner.evaluate` wrote, and wait until MLflow has it.
+
+        The metrics are linked to the benchmark's digest and to the logged model, so that the UI
+        compares checkpoints; the files are kept under `evaluation/`, where the registry finds a
+        champion's scores; the sample rollouts become traces.
+
+        Args:
+            stage: `base`, `sft`, `hdpo`: the logged model's name, if it is new.
+            directory: with `scores.jsonl`, `metrics.json` and `samples.jsonl`.
+            benchmark: the items answered.
+            checkpoint: the model that answered them, or where it is served.
+
+        Returns:
+            The logged model's id.
+
+        Raises:
+            BackendError: MLflow is away; what was measured is in `directory`.
+        """
+        from toolwise.tracking.traces import trace_samples
+
+        data = self.dataset(benchmark, "evaluation")
+        digest = self.reads_model(checkpoint, stage)
+        summaries: dict[str, Summary] = json.loads((directory / "metrics.json").read_text())
+        now = _now()
+        points = [
+            entries.Point(name, value, 0, now)
+            for mode in ("greedy", "sampled")
+            for name, value in flatten(summaries[mode], mode).items()
+        ]
+        self._spool.append(entries.Metrics(points=points, model=digest, dataset=data))
+        self.artifact(directory, "evaluation")
+        delivery = self._sender.require()
+        model_id = delivery.model_id(digest)
+        trace_samples(
+            directory / "samples.jsonl", delivery.experiment_id, delivery.run_id, model_id
+        )
+        return model_id
+
+    def end(self, state: entries.State, failure: str | None = None) -> None:
+        """Close the run; what MLflow does not take in time, the next run sends."""
+        self._spool.append(entries.EndRun(state=state, failure=failure, ended=_now()))
+        self._sender.close()
+
+    def _model(
+        self,
+        checkpoint: Path | str,
+        name: str,
+        role: entries.Role,
+        step: int = 0,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        place = str(checkpoint.absolute() if isinstance(checkpoint, Path) else checkpoint)
+        known = isinstance(checkpoint, Path) and checkpoint.exists()
+        digest = content_digest(checkpoint) if known else place
+        model = entries.Model(
+            digest=digest, name=name, place=place, role=role, step=step, tags=dict(tags or {})
+        )
+        self._spool.append(model)
+        return digest
+
+
+def _flat(params: BaseModel | Mapping[str, Any] | None) -> Iterable[tuple[str, str]]:
+    given = params.model_dump(mode="json") if isinstance(params, BaseModel) else params or {}
+    return ((key, str(value)) for key, value in _leaves(given))
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,86 @@
+"""Settings of `HDPOTrainer`: TRL's own, plus what HDPO adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from trl.trainer.grpo_config import GRPOConfig
+
+from toolwise.training.hdpo.loss import Aggregation, Normalize
+
+Variant = Literal["hdpo", "grpo", "coupled", "eapo"]
+
+
+@dataclass
+class HDPOConfig(GRPOConfig):
+    """`GRPOConfig` plus what HDPO adds.
+
+    TRL's own settings carry over to both channels: `epsilon` and `epsilon_high` clip the ratio,
+    `delta` is the dual clip, and `loss_type` says how losses are averaged ("grpo": over each
+    rollout's tokens, then over rollouts; any other: over tokens).
+    """
+
+    w_acc: float = field(
+        default=1.0, metadata={"help": "Weight of the accuracy channel, TRL's loss."}
+    )
+    w_tool: float = field(default=0.15, metadata={"help": "Weight of the efficiency channel."})
+    variant: Variant = field(
+        default="hdpo",
+        metadata={
+            "help": "'hdpo'; 'grpo' (no efficiency channel); 'coupled' (one channel, the reward "
+            "is accuracy + alpha · efficiency); 'eapo' (one channel, EAPO's difficulty-aware "
+            "reward, whose beta is alpha)."
+        },
+    )
+    alpha: float = field(
+        default=0.15, metadata={"help": "Strength of efficiency in a reward of one channel."}
+    )
+    difficulty_aware: bool = field(
+        default=False,
+        metadata={"help": "Weight efficiency by the share of right rollouts in the group (EAPO)."},
+    )
+    tool_free: int = field(
+        default=0,
+        metadata={
+            "help": "Rollouts of each group that are sampled under the prompt without tools (EAPO)."
+        },
+    )
+    tool_free_correction: bool = field(
+        default=True,
+        metadata={"help": "Weight rollouts for having been sampled under two prompts."},
+    )
+    efficiency_normalize: Normalize = field(
+        default="qualifying",
+        metadata={"help": "Average the efficiency loss over 'qualifying' rollouts or the 'group'."},
+    )
+    correct_above: float = field(
+        default=0.5, metadata={"help": "A rollout is correct if its accuracy reward exceeds this."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant must be one of {get_args(Variant)}, not {self.variant!r}")
+        if not 0 <= self.tool_free < (self.num_generations or 1):
+            raise ValueError(
+                f"tool_free must leave a group of {self.num_generations} at least one rollout with "
+                f"tools, and is {self.tool_free}"
+            )
+        if self.efficiency_normalize not in ("qualifying", "group"):
+            raise ValueError(
+                "efficiency_normalize must be 'qualifying' or 'group', "
+                f"not {self.efficiency_normalize!r}"
+            )
+        if self.loss_type in ("cispo", "sapo", "vespo", "luspo") and self.efficiency_weight:
+            raise ValueError(f"loss_type {self.loss_type!r} has no clipped surrogate to share")
+
+    @property
+    def efficiency_weight(self) -> float:
+        """w_tool, or 0 where the variant has no efficiency channel."""
+        return self.w_tool if self.variant == "hdpo" else 0.0
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """How the efficiency loss is averaged, following `loss_type`."""
+        return "rollout" if self.loss_type == "grpo" else "token"
