@@ -36,7 +36,7 @@ def test_an_error_of_one_process_is_raised_as_it_is() -> None:
 
 
 def test_a_process_that_is_killed_is_named() -> None:
-    with pytest.raises(BackendError, match="training process 1 died .* goes on from its last"):
+    with pytest.raises(BackendError, match=r"training process 1 died .* goes on from its last"):
         launch("group_work:be_killed", 2)
 
 
