@@ -45,7 +45,7 @@ class Sender:
         self._changed = threading.Condition()
         self._asked = 0  # times somebody wanted everything sent at once
         self._sent_for = 0  # of those, how many have been granted
-        self._failures = 0  # in a row
+        self._failures = 0  # in a row, with nothing delivered between them
         self._last_error: BaseException | None = None
         self._closing = False
         self._keep = True
@@ -114,7 +114,7 @@ class Sender:
         Returns:
             Whether everything is sent.
         """
-        done = self.drain(CLOSING_SECONDS, failures=3)
+        done = self.drain(CLOSING_SECONDS, failures=retry.ATTEMPTS)
         self._stop(keep=not done)
         if not done:
             _log.warning(
@@ -196,6 +196,7 @@ class Sender:
                     raise
                 _set_aside(spool, [one.entry for one in together], error)
             spool.mark_sent(together[-1])
+            self._failures = 0
             unsent = unsent[len(together) :]
 
     def _succeeded(self, asked: int) -> None:
