@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolwise.events import EventSink
+from toolwise.steps.lineage import linked
 from toolwise.steps.running import FinishedStep, Step, experiment_name, perform, pipeline_run
 
 if TYPE_CHECKING:
@@ -161,12 +162,15 @@ def evaluate(step: Step) -> Outputs:
 def promote(step: Step) -> Outputs:
     """Decide, register the checkpoint, and crown it if it passed."""
     from toolwise.promotion.judging import judge
+    from toolwise.promotion.lineage import read_lineage
+    from toolwise.promotion.model_card import model_card
     from toolwise.promotion.policy import GatePolicy
     from toolwise.promotion.registry import Registry
     from toolwise.tracking import Connection
 
     challenger = step.path("challenger")
-    registry = Registry(experiment_name(), Connection())
+    connection = Connection()
+    registry = Registry(experiment_name(), connection)
     run_id = (challenger / RUN_ID_FILE).read_text()
     judged = judge(
         registry,
@@ -176,8 +180,15 @@ def promote(step: Step) -> Outputs:
         run_id=run_id,
         champion=step.inputs.get("champion"),
     )
-    version = registry.register(run_id, str(step.path("model")))
+    source = str(step.path("model"))
+    version = registry.register(run_id, source)
     decision = registry.record(version, *judged)
+    lineage = read_lineage(connection, run_id)
+    metrics = json.loads((challenger / "metrics.json").read_text(encoding="utf-8"))
+    card = step.folder / "model_card.md"
+    card.write_text(model_card(registry.name, lineage, metrics, decision, source), encoding="utf-8")
+    registry.describe(version, card.read_text(encoding="utf-8"), lineage.tags())
+    step.run.artifact(card)
     file = step.folder / "decision.json"
     decision.write(file)
     step.run.artifact(file)
@@ -250,11 +261,11 @@ def report(step: Step) -> Outputs:
 
 STEPS: dict[str, Callable[[Step], Outputs]] = {
     "prepare-data": prepare_data,
-    "base-model": base_model,
-    "curate-sft": curate_sft,
-    "train-sft": train_sft,
-    "curate-rl": curate_rl,
-    "train-hdpo": train_hdpo,
+    "base-model": linked(base_model),
+    "curate-sft": linked(curate_sft),
+    "train-sft": linked(train_sft),
+    "curate-rl": linked(curate_rl),
+    "train-hdpo": linked(train_hdpo),
     "evaluate": evaluate,
     "promote": promote,
     "deploy": deploy,
