@@ -159,6 +159,9 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port; the profile's by default.")
     ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="YAML file of API keys (docs/serving.md).", exists=True)
+    ] = None,
     profile: ProfileOption = "demo",
 ) -> None:
     """Serve a checkpoint at /openai/v1/chat/completions, and a page at /, until stopped."""
@@ -181,11 +184,9 @@ def ask(
         list[str] | None,
         typer.Option(help="Picture to ask about, a file or a URL; may be repeated."),
     ] = None,
+    tools: Annotated[bool, typer.Option(help="Whether the model may call tools.")] = True,
     url: Annotated[
         str, typer.Option(envvar="TOOLWISE_URL", help="Base URL of the endpoint.")
-    keys: Annotated[
-        Path | None, typer.Option(help="YAML file of API keys (docs/serving.md).", exists=True)
-    ] = None,
     ] = "http://127.0.0.1:8080/openai/v1",
     model: Annotated[str, typer.Option(help="Model name at the endpoint.")] = "toolwise",
 ) -> None:
