@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -33,10 +34,22 @@ _LISTED = ("/v1/models", "/openai/v1/models")
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request that was let in: whose it is, and when it must be answered (monotonic clock)."""
+    """A request that was let in.
+
+    Args:
+        caller: name of its key.
+        deadline: when it must be answered (monotonic clock).
+        id: what replies and traces call it.
+    """
 
     caller: str
     deadline: float
+    id: str
+
+    @classmethod
+    def at_once(cls, caller: str, seconds: float) -> Arrival:
+        """A request that comes now and may take so long."""
+        return cls(caller, time.monotonic() + seconds, f"chatcmpl-{uuid.uuid4().hex}")
 
 
 class Guard:
@@ -73,13 +86,15 @@ class Guard:
             await self._app(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        deadline = time.monotonic() + self._seconds
         caller = self._caller(scope)
+        arrival = Arrival.at_once(caller.name, self._seconds)
         if not _ASKED.fullmatch(scope["path"]):
             raise RequestError(f"there is no POST {scope['path']} here", status=404)
         body = await _read_body(scope, receive)
-        scope["toolwise"] = Arrival(caller.name, deadline)
-        answering = asyncio.create_task(self._place_and_answer(scope, caller, body, deadline, send))
+        scope["toolwise"] = arrival
+        answering = asyncio.create_task(
+            self._place_and_answer(scope, caller, body, arrival.deadline, send)
+        )
         leaving = asyncio.create_task(_until_gone(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)

@@ -31,11 +31,13 @@ def openai_router(model: AgentModel) -> fastapi.APIRouter:
 
     async def chat_completions(request: fastapi.Request) -> Response:
         try:
+            arrival: Arrival = request.scope["toolwise"]
+            reply = Reply(model.name, arrival.id)
             asked = await _read(await request.body())
             if asked.stream:
-                return await _stream(model, asked, request)
-            rollouts = await model.answer(asked, headers=request.headers, arrival=_arrival(request))
-            return _json(Reply(model.name).completion(rollouts, asked.tools_offered))
+                return await _stream(model, asked, request, arrival, reply)
+            rollouts = await model.answer(asked, arrival, headers=request.headers)
+            return _json(reply.completion(rollouts, asked.tools_offered))
         except Exception as error:
             failed = describe_error(error)
             return _json(failed.body, failed.status, dict(failed.headers))
@@ -62,19 +64,15 @@ async def _read(body: bytes) -> ChatRequest:
     return ChatRequest.model_validate_json(body)
 
 
-async def _stream(model: AgentModel, asked: ChatRequest, request: fastapi.Request) -> Response:
+async def _stream(
+    model: AgentModel, asked: ChatRequest, request: fastapi.Request, arrival: Arrival, reply: Reply
+) -> Response:
     stream = AnswerStream(
-        asked,
-        Reply(model.name),
-        lambda listener: model.answer(asked, listener, request.headers, _arrival(request)),
+        asked, reply, lambda listener: model.answer(asked, arrival, listener, request.headers)
     )
     await stream.begin()
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream.chunks(), headers=headers, media_type="text/event-stream")
-
-
-def _arrival(request: fastapi.Request) -> Arrival | None:
-    return request.scope.get("toolwise")
 
 
 def _json(
