@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolwise.events import EventSink
+from toolwise.steps.alarm import log_training
 from toolwise.steps.lineage import linked
 from toolwise.steps.running import FinishedStep, Step, experiment_name, perform, pipeline_run
+from toolwise.steps.training import training
 
 if TYPE_CHECKING:
     from toolwise.data import Task
@@ -132,7 +135,7 @@ def train_hdpo(step: Step) -> Outputs:
         checkpoint,
         step.settings_as(HdpoSettings),
         seed=step.seed,
-        log=step.run.log,
+        log=partial(log_training, step.run),
         progress=step.events.progress,
     )
     return {"checkpoint": checkpoint}
@@ -169,9 +172,9 @@ def promote(step: Step) -> Outputs:
     from toolwise.tracking import Connection
 
     challenger = step.path("challenger")
+    run_id = (challenger / RUN_ID_FILE).read_text()
     connection = Connection()
     registry = Registry(experiment_name(), connection)
-    run_id = (challenger / RUN_ID_FILE).read_text()
     judged = judge(
         registry,
         step.settings_as(GatePolicy),
@@ -197,20 +200,33 @@ def promote(step: Step) -> Outputs:
 
 def deploy(step: Step) -> Outputs:
     """Serve the promoted model, and ask it one item it solves without tools and one with."""
-    from toolwise.serving.deploy import ask_two, deploy_local
-    from toolwise.serving.settings import ServingSettings
+    from toolwise.serving.cluster import DeploymentSettings
+    from toolwise.serving.deploy import Endpoint, ask_two, check_answered, deploy_local
 
-    direct, needs_tool = _two_items(step.path("evaluation"), step.path("benchmark"))
-    endpoint = deploy_local(
-        step.path("model"),
-        step.path("corpus"),
-        step.folder.parent,
-        step.settings_as(ServingSettings),
-    )
-    for name in ("model", "corpus"):
-        _point(step.folder.parent / name, step.path(name))
+    settings = step.settings_as(DeploymentSettings)
+    model, corpus = step.path("model"), step.path("corpus")
+    questions = _two_items(step.path("evaluation"), step.path("benchmark"))
     answers = step.folder / "endpoint.json"
-    ask_two(endpoint, direct, needs_tool, answers)
+
+    def attempt(endpoint: Endpoint) -> None:
+        check_answered(ask_two(endpoint, *questions, answers))
+
+    if settings.cluster is None:
+        endpoint = deploy_local(model, corpus, step.folder.parent, settings.serve)
+        for name in ("model", "corpus"):
+            _point(step.folder.parent / name, step.path(name))
+        ask_two(endpoint, *questions, answers)
+    else:
+        from toolwise.serving.kubernetes_deploy import deploy_checkpoint
+
+        deploy_checkpoint(
+            model,
+            corpus,
+            settings.serve,
+            settings.cluster,
+            attempt,
+            told=lambda why: step.events.progress(0, 1, why),
+        )
     step.run.artifact(answers)
     return {"endpoint": answers}
 
@@ -263,9 +279,9 @@ STEPS: dict[str, Callable[[Step], Outputs]] = {
     "prepare-data": prepare_data,
     "base-model": linked(base_model),
     "curate-sft": linked(curate_sft),
-    "train-sft": linked(train_sft),
+    "train-sft": linked(training(train_sft)),
     "curate-rl": linked(curate_rl),
-    "train-hdpo": linked(train_hdpo),
+    "train-hdpo": linked(training(train_hdpo)),
     "evaluate": evaluate,
     "promote": promote,
     "deploy": deploy,
@@ -282,6 +298,7 @@ def run_step(
     seed: int,
     *,
     stage: str = "",
+    again: bool = False,
     sink: EventSink | None = None,
     **inputs: str,
 ) -> FinishedStep:
@@ -292,11 +309,11 @@ def run_step(
         settings: its section of the profile, as JSON.
         seed: the run's seed.
         stage: the checkpoint an evaluation is of.
+        again: do it even if an earlier run did.
         sink: who hears of its progress; by default whom the environment names.
         inputs: paths by input name.
 
     Raises:
-    again: bool = False,
         ToolwiseError: as the step raises it; whoever watches is told before.
     """
     label = f"{name} {stage}".rstrip()
@@ -307,7 +324,6 @@ def run_step(
 def finish_run(*, succeeded: bool, reason: str = "") -> None:
     """Close the MLflow run that the steps of the pipeline run logged under."""
     from toolwise import tracking
-        again: do it even if an earlier run did.
 
     tracking.end_pipeline_run(
         pipeline_run(), failure=None if succeeded else reason or "a step failed"
