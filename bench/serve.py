@@ -120,7 +120,10 @@ def added_latency(upstream: int, served: Served) -> Figures:
     """Milliseconds the endpoint adds, by asking it and its upstream in turn."""
     bare, through = HTTPConnection("127.0.0.1", upstream), HTTPConnection("127.0.0.1", served.port)
     seconds: dict[HTTPConnection, list[float]] = {bare: [], through: []}
+    used = 0.0
     for number in range(LATENCY_REQUESTS + 100):
+        if number == 100:
+            used = sum(served.process.cpu_times()[:2])
         for connection, taken in seconds.items():
             started = time.perf_counter()
             connection.request(
@@ -131,12 +134,14 @@ def added_latency(upstream: int, served: Served) -> Figures:
             reply.read()
             if number >= 100:
                 taken.append(1e3 * (time.perf_counter() - started))
+    used = sum(served.process.cpu_times()[:2]) - used
     ours, theirs = (statistics.quantiles(seconds[c], n=100) for c in (through, bare))
     return {
         "upstream_p50_ms": theirs[49],
         "upstream_p99_ms": theirs[98],
         "added_p50_ms": ours[49] - theirs[49],
         "added_p99_ms": ours[98] - theirs[98],
+        "endpoint_cpu_ms_per_request": 1e3 * used / LATENCY_REQUESTS,
     }
 
 
