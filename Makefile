@@ -52,6 +52,10 @@ test: setup ## run the tests
 browser: ## install Chromium, for the tests of the pages (Debian, Ubuntu; as root)
 	command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
 
+test-services: setup ## storage and tracking tests against real PostgreSQL and Swift (root, Debian)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[services]'
+	$(BIN)/python tests/services/run.py
+
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -84,7 +84,7 @@ class Registry:
         """Give `version` its model card, which MLflow shows as its description, and tags."""
         request = self._connection.request
         request(lambda client: client.update_model_version(self.name, version, card))
-        for key, value in tags.items():
+        for key, value in {**tags, "toolwise.profile": self.name}.items():
             self._tag(version, key, value)
 
     def standing(self) -> Standing:

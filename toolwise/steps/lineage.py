@@ -30,7 +30,8 @@ def linked(work: Work) -> Work:
         outputs = work(step)
         for name in _CHECKPOINTS:
             if name in outputs:
-                tags = {"toolwise.licence": licence(outputs[name])}
+                said = licence(outputs[name])
+                tags = {"toolwise.licence": said} if said else None
                 step.run.writes_model(outputs[name], STAGES[step.label], tags=tags)
         return outputs
 

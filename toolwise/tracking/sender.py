@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends one spool to MLflow in the background, and then what dead processes have left.
+    """Sends one spool to MLflow in the background, and before it what dead processes have left.
 
     Args:
         spool: this step's; its first entry is written.
@@ -141,8 +141,9 @@ class Sender:
             if closing:
                 break
             try:
-                self._send_own()
-                self._send_left_behind()
+                delivery = self._open_own()
+                self._send_left_behind()  # first, for it is older
+                self._send(self._spool, delivery)
             except Exception as error:  # all that MLflow and its stores may raise
                 self._failed(error)
             else:
@@ -152,25 +153,23 @@ class Sender:
         else:
             self._spool.remove()
 
-    def _send_own(self) -> None:
+    def _open_own(self) -> Delivery:
         if self._delivery is None:
             delivery = Delivery(self._connection, self._spool, live=True)
             delivery.open(self._spool.entries()[0])
             self._delivery = delivery
-        self._send(self._spool, self._delivery)
+        return self._delivery
 
     def _send_left_behind(self) -> None:
         for spool in left_behind(self._connection.uri):
             try:
                 self._finish(spool)
             except Exception as error:
-                if not _may_pass_here(error):
-                    _log.warning(
-                        "%s refused %s: %s", self._connection.name, spool.set_aside(), error
-                    )
-                spool.release()
                 if _may_pass_here(error):
+                    spool.release()
                     raise
+                kept = spool.set_aside()
+                _log.warning("%s refused what is in %s: %s", self._connection.name, kept, error)
             else:
                 spool.remove()
 
