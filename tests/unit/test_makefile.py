@@ -32,7 +32,7 @@ def test_help_explains_every_target():
             "submit-pipeline",
             "images",
         ),
-        *("serve", "stop", "mlflow-ui", "clean"),
+        *("submit-pipeline", "images", "serve", "stop", "mlflow-ui", "clean"),
     ):
         assert f"  {target} " in text, target
 

@@ -121,7 +121,7 @@ class Sender:
                 "%s does not answer (%s); what it has not been told is kept in %s, and the next "
                 "run sends it",
                 self._connection.name,
-                self._last_error,
+                self._last_error or "no reply yet",
                 self._spool.folder,
             )
         return done
