@@ -36,7 +36,7 @@ def condition(kind: str, reason: str = "JobsCompleted", message: str = "done") -
 
 
 RUNNING: dict[str, Any] = {}
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--master-port=0")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
 @dataclass
@@ -140,7 +140,7 @@ class _Api(BaseHTTPRequestHandler):
         elif path == f"{PODS}/node-0/log":
             lines = cluster.log[: cluster.looks] if cluster.statuses else cluster.log
             stamped = (
-                f"2026-01-01T00:00:{i:02d}.000000000Z {line}" for i, line in enumerate(lines)
+                f"2026-01-01T00:00:00.{i:09d}Z {line}" for i, line in enumerate(lines)
             )
             self._send(200, "\n".join(stamped).encode(), "text/plain")
         else:
@@ -185,7 +185,6 @@ class _Api(BaseHTTPRequestHandler):
             self._refuse(404, "NotFound")
             return
         cluster.deleted.append(name)
-        cluster.statuses = cluster.statuses[1:]
         self._reply(200, {"kind": "Status", "status": "Success"})
 
     def _faulty(self) -> bool:

@@ -95,7 +95,6 @@ def train_on_cluster(step: Step, cluster: Cluster, jobs: TrainJobs | None = None
 
 def _hear(step: Step, line: str) -> None:
     """Pass on what the first process of a `TrainJob` says."""
-    from toolwise.steps.alarm import log_training
     from toolwise.steps.node import word_in
 
     word = word_in(line)

@@ -39,7 +39,7 @@ class TrainJobs:
         BackendError: there is no cluster to talk to.
     """
 
-    poll: float = POLL
+    poll: float = field(default_factory=lambda: POLL)
     patience: float = PATIENCE
     namespace: str = field(init=False)
 
