@@ -28,7 +28,8 @@ with tracking.step(tracking.PipelineRun("away", "run"), "dies", params={"rate": 
 
 
 @pytest.fixture(autouse=True)
-def address() -> Iterator[None]:
+def address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv(SPOOL_VARIABLE, str(tmp_path / "spool"))
     before = mlflow.get_tracking_uri()
     yield
     mlflow.set_tracking_uri(before)

@@ -23,7 +23,7 @@ FLUSH_SECONDS = 5.0
 OPENING_SECONDS = 10.0
 """How long a step that begins waits for MLflow before it goes on without."""
 
-CLOSING_SECONDS = 60.0
+CLOSING_SECONDS = 180.0
 """How long a step that ends waits for MLflow before it leaves the rest to the next run."""
 
 _CREDENTIALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
@@ -86,6 +86,8 @@ class Sender:
         """
         if not self.drain(float("inf"), failures=retry.ATTEMPTS) or self._delivery is None:
             last = self._last_error
+            if last is None:
+                raise BackendError(f"{self._connection.name} had not replied when the step ended")
             raise BackendError(
                 f"{self._connection.name} failed {retry.ATTEMPTS} times; last error: "
                 f"{type(last).__name__}: {last}"

@@ -43,30 +43,36 @@ def print_comparison(
 
     Runs measured on other items than the first are marked: their figures do not compare.
     """
-    table = Table(
-        title=f"{MODE_LABELS[mode]}: value [95% interval]",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("")
-    for metric in SHOWN:
-        table.add_column(METRICS[metric].label, justify="right")
     measured_on = compared[0].metrics.get("benchmark")
     others = False
     for run in dict.fromkeys(one.run for one in compared):
         rows = [one for one in compared if one.run == run]
         strange = any(one.metrics.get("benchmark") != measured_on for one in rows)
         others = others or strange
-        table.add_row(Text(f"{run} *" if strange else run, style="bold"))
-        for one in rows:
-            found = (one.measure(metric, mode) for metric in SHOWN)
-            cells = (Text("–" if measure is None else measure.format()) for measure in found)
-            table.add_row(f"  {label(one.stage)}", *cells)
-    console.print(table)
+        console.print(_table(f"{run} *" if strange else run, rows, mode))
+        console.print()
+    console.print(f"{MODE_LABELS[mode]}: value [95% interval].")
     if others:
         console.print("* measured on other items than the first run: not comparable with it")
+
+
+def _table(title: str, rows: Sequence[Compared], mode: ToolsOnMode) -> Table:
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("")
+    for metric in SHOWN:
+        table.add_column(METRICS[metric].label, justify="right", no_wrap=True)
+    for one in rows:
+        found = (one.measure(metric, mode) for metric in SHOWN)
+        cells = (Text("–" if measure is None else measure.format()) for measure in found)
+        table.add_row(label(one.stage), *cells)
+    return table
 
 
 def comparison_plot(compared: Sequence[Compared], mode: ToolsOnMode = "greedy") -> bytes:
