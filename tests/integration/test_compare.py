@@ -1,5 +1,6 @@
 """`toolwise compare`: what pipeline runs have left in MLflow, in a table and a picture."""
 
+import io
 import json
 import os
 import subprocess
@@ -88,7 +89,7 @@ def test_the_command_prints_the_table_and_writes_the_plot(uri: str, tmp_path: Pa
 
 
 def test_runs_on_other_items_are_marked():
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     compared = [Compared("one", "sft", metrics(10)), Compared("two", "sft", metrics(10, "b2"))]
     print_comparison(compared, console)
     text = console.export_text()
