@@ -49,9 +49,9 @@ class RequestError(InputError):
 
 
 class _Strict(BaseModel):
-    """Unknown fields are errors; null means not given, as with OpenAI."""
+    """Unknown fields and other types are errors; null means not given, as with OpenAI."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     @model_validator(mode="before")
     @classmethod
