@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -25,13 +25,7 @@ def free_port() -> int:
 class ServedProcess:
     """`python -m toolwise.serving` with these arguments, ready when the block begins."""
 
-    def __init__(
-        self,
-        log: Path,
-        *arguments: str,
-        env: Mapping[str, str] = {},
-        preexec: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, log: Path, *arguments: str, env: Mapping[str, str] = {}) -> None:
         self.port = free_port()
         self.origin = f"http://127.0.0.1:{self.port}"
         self.client = openai.OpenAI(
@@ -41,21 +35,16 @@ class ServedProcess:
         self._command = [sys.executable, "-m", "toolwise.serving", "--port", str(self.port)]
         self._command += arguments
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-        self._preexec = preexec
 
     def __enter__(self) -> ServedProcess:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                self._command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._env,
-                preexec_fn=self._preexec,
+                self._command, stdout=log, stderr=subprocess.STDOUT, env=self._env
             )
         deadline = time.monotonic() + START_SECONDS
         while not self.is_ready():
-            assert self.process.poll() is None, self._said()
-            assert time.monotonic() < deadline, self._said()
+            assert self.process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,9 +54,6 @@ class ServedProcess:
             self.process.wait(120)
         finally:
             self.process.kill()
-
-    def _said(self) -> str:
-        return self._log.read_text() if self._log.is_file() else ""
 
     def is_ready(self) -> bool:
         try:

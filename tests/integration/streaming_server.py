@@ -64,16 +64,11 @@ class StreamingServer:
         if word == "html":
             return Response("<h1>It works!</h1>", media_type="text/html")
         if not body.get("stream"):
-            return JSONResponse(await self._whole(word, rest))
+            if word == "hang":
+                await self._wait_for(request)
+            return JSONResponse(whole(rest))
         answered = body["messages"][-1]["role"] == "tool"
         return StreamingResponse(self._pieces(word, rest, answered), media_type="text/event-stream")
-
-    async def _whole(self, word: str, rest: str) -> dict[str, Any]:
-        if word == "hang":
-            await self._wait()
-        message = {"role": "assistant", "content": rest}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
 
     async def _pieces(self, word: str, rest: str, answered: bool) -> AsyncIterator[bytes]:
         if word == "hang":
@@ -109,6 +104,16 @@ class StreamingServer:
         yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode()
         yield b"data: [DONE]\n\n"
 
+    async def _wait_for(self, request: fastapi.Request) -> None:
+        """Wait, and give up when the client does: only a stream is cancelled by itself."""
+        waiting = asyncio.ensure_future(self._wait())
+        leaving = asyncio.ensure_future(request.receive())
+        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            raise fastapi.HTTPException(499)
+        leaving.cancel()
+
     async def _wait(self) -> None:
         self.waiting.set()
         try:
@@ -116,6 +121,12 @@ class StreamingServer:
         except asyncio.CancelledError:
             self.gone.set()
             raise
+
+
+def whole(text: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:

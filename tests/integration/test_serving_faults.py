@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -61,31 +60,30 @@ def test_a_deadline_ends_an_upstream_that_hangs_and_a_tool_that_runs_on(tmp_path
         ) as server,
     ):
         sandboxed = len(psutil.Process(server.process.pid).children(recursive=True))
-        began = time.monotonic()
         with pytest.raises(openai.InternalServerError, match="within 2 s"):
             ask(server, "hang")
         assert upstream.gone.wait(60)
         with pytest.raises(openai.APIError, match="within 2 s"):
             streamed(server, "call import time; time.sleep(9)")
-        assert time.monotonic() - began < 8
         children = psutil.Process(server.process.pid).children
         until(lambda: len(children(recursive=True)) <= sandboxed, 5)
 
 
 def test_a_disk_that_takes_no_more_stops_nothing(tmp_path: Path) -> None:
-    def full() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
+    log = tmp_path / "log"
     with (
         StreamingServer() as upstream,
-        ServedProcess(Path("/dev/full"), "--upstream", upstream.url, preexec=full) as server,
+        ServedProcess(log, "--upstream", upstream.url) as server,
     ):
+        # No file can grow any more, the log included.
+        psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_FSIZE, (0, 0))
+        size = log.stat().st_size
         assert streamed(server, "say <answer>4</answer>") == "4"
         with pytest.raises(openai.InternalServerError):
-            list(ask(server, "garbage", stream=True))  # logged, to a log that takes nothing
+            list(ask(server, "garbage", stream=True))
         assert streamed(server, "call print(6 * 7)") == "done"
-        result = json.dumps(upstream.requests[-1]["messages"])
-        assert "42" in result
+        assert "42" in json.dumps(upstream.requests[-1]["messages"])
+        assert log.stat().st_size == size
 
 
 def test_a_killed_tool_pool_is_replaced(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
@@ -12,6 +14,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from PIL import Image
 from served import ServedProcess
 from streaming_server import StreamingServer
 
@@ -167,3 +170,21 @@ def test_one_connection_serves_request_after_request(
     for _ in range(8):
         list(stream(server, "say <answer>4</answer>"))
     assert len(upstream.connections) == 1
+
+
+def test_toolwise_ask_tells_calls_answer_and_time(server: ServedProcess, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    command = [sys.executable, "-m", "toolwise.cli", "ask", "call print(image.size)"]
+    command += ["--image", str(tmp_path / "red.png"), "--url", f"{server.origin}/v1"]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    called, answer, how = asked.stdout.splitlines()
+    assert called.startswith("called python {'code': 'print(image.size)'} in ")
+    assert answer == "done"
+    assert how.startswith("1 calls, 30 tokens, ")
+
+
+def test_toolwise_ask_names_a_picture_it_cannot_read(server: ServedProcess) -> None:
+    command = [sys.executable, "-m", "toolwise.cli", "ask", "x", "--image", "nowhere.png"]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert asked.returncode == 1
+    assert "nowhere.png" in asked.stderr

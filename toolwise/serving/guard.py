@@ -25,10 +25,9 @@ MAX_BODY_BYTES = 64 * 2**20
 BODY_SECONDS = 30.0
 """How long a client may take to send its request."""
 
-# What a model answers to; KServe's other POST routes load and unload models.
-_ASKED = re.compile(
-    r"(?:/openai)?/v1/chat/completions|/v1/models/[^/]+:predict|/v2/models/[^/]+/infer"
-)
+_CHAT = ("/v1/chat/completions", "/openai/v1/chat/completions")
+# What else a model answers to; KServe's other POST routes load and unload models.
+_PREDICT = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+/infer")
 _LISTED = ("/v1/models", "/openai/v1/models")
 
 
@@ -56,16 +55,23 @@ class Guard:
     """Lets requests in.
 
     Args:
-        app: what answers them.
+        app: the model server.
+        chat: what answers chat completions.
         admission: places and queue.
         keys: who may ask; None asks nobody for a key.
         seconds: how long a request may take, its wait included.
     """
 
     def __init__(
-        self, app: ASGIApp, admission: Admission, keys: KeyFile | None, seconds: float
+        self,
+        app: ASGIApp,
+        chat: ASGIApp,
+        admission: Admission,
+        keys: KeyFile | None,
+        seconds: float,
     ) -> None:
         self._app = app
+        self._chat = chat
         self._admission = admission
         self._keys = keys
         self._seconds = seconds
@@ -88,7 +94,7 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = self._caller(scope)
         arrival = Arrival.at_once(caller.name, self._seconds)
-        if not _ASKED.fullmatch(scope["path"]):
+        if scope["path"] not in _CHAT and not _PREDICT.fullmatch(scope["path"]):
             raise RequestError(f"there is no POST {scope['path']} here", status=404)
         body = await _read_body(scope, receive)
         scope["toolwise"] = arrival
@@ -116,7 +122,8 @@ class Guard:
             message = f"no place became free within {self._seconds:.0f} s"
             raise RequestError(message, None, 429, "queue_timeout", retry_after=1) from None
         try:
-            await self._app(scope, _replayed(body), send)
+            app = self._chat if scope["path"] in _CHAT else self._app
+            await app(scope, _replayed(body), send)
         finally:
             await place.__aexit__(None, None, None)
 

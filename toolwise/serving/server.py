@@ -78,7 +78,7 @@ def serve(
     from toolwise.serving.admission import Admission
     from toolwise.serving.guard import Guard
     from toolwise.serving.model import AgentModel
-    from toolwise.serving.routes import openai_router
+    from toolwise.serving.routes import chat_application, openai_router
     from toolwise.serving.telemetry import start_tracing
 
     tracing = start_tracing()
@@ -88,7 +88,7 @@ def serve(
     server = ModelServer(http_port=settings.port, enable_grpc=False)
     server.register_model(model)
     admission = Admission(settings.concurrency, settings.queue)
-    guarded: Any = Guard(app, admission, keys, settings.request_seconds)
+    guarded: Any = Guard(app, chat_application(model), admission, keys, settings.request_seconds)
     rest = RESTServer(
         guarded,
         server.dataplane,
