@@ -13,7 +13,7 @@ DEPLOYED := runs/$(PROFILE)/steps/deploy
 SEED_OPTION := $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox demo test lint bench compile submit-pipeline images serve stop mlflow-ui clean
+.PHONY: help setup sandbox demo test browser lint bench compile submit-pipeline images serve stop mlflow-ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,13 @@ demo: setup ## train, prove, promote and serve on this machine; PROFILE=…, SEE
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+browser: ## install Chromium, for the tests of the pages (Debian, Ubuntu; as root)
+	command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }
+
+test-services: setup ## storage and tracking tests against real PostgreSQL and Swift (root, Debian)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[services]'
+	$(BIN)/python tests/services/run.py
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

@@ -39,7 +39,10 @@ async def answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 async def main() -> None:
     """Serve until stopped."""
-    server = uvicorn.Server(uvicorn.Config(answer, port=0, log_level="warning", lifespan="off"))
+    config = uvicorn.Config(
+        answer, port=0, log_level="warning", lifespan="off", timeout_keep_alive=600
+    )
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)

@@ -37,7 +37,7 @@ def measure() -> dict[str, float]:
         )
         for number in range(ITEMS)
     ]
-    with tempfile.TemporaryDirectory() as folder, _server() as port:
+    with tempfile.TemporaryDirectory() as folder, answering_server() as port:
         items = Path(folder) / "items.parquet"
         write_tasks(items, tasks)
         model = ServedModel(base_url=f"http://127.0.0.1:{port}/v1", model="instant")
@@ -52,7 +52,7 @@ def measure() -> dict[str, float]:
 
 
 @contextmanager
-def _server() -> Iterator[int]:
+def answering_server() -> Iterator[int]:
     command = [sys.executable, "-m", "bench.answering_server"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -23,6 +23,7 @@ from components.report.component import report
 from components.train_hdpo.component import train_hdpo
 from components.train_sft.component import train_sft
 from toolwise.steps import RUN_VARIABLE
+from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
 # Annotations are quoted one by one: Kubeflow reads those of a pipeline function as they stand.
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ def _steps(profile: "Profile", seed: int) -> None:
     def heavy(task: PipelineTask) -> PipelineTask:
         return _with_accelerators(_place(task, profile), profile.kubeflow)
 
+    def training(task: PipelineTask) -> PipelineTask:
+        if profile.kubeflow is None or profile.kubeflow.exchange is None:
+            return heavy(task)
+        return _with_trainjob(light(task), profile)
+
     data = light(prepare_data(settings=profile.data.model_dump_json(), seed=seed)).outputs
     corpus, benchmark = data["corpus"], data["benchmark"]
     base = heavy(base_model(settings=profile.base.model_dump_json(), seed=seed)).outputs["model"]
@@ -91,7 +97,7 @@ def _steps(profile: "Profile", seed: int) -> None:
             corpus=corpus,
         )
     ).outputs["curated"]
-    sft_model = heavy(
+    sft_model = training(
         train_sft(
             settings=profile.sft.model_dump_json(), seed=seed, model=base, curated=sft_curation
         )
@@ -106,7 +112,7 @@ def _steps(profile: "Profile", seed: int) -> None:
             benchmark=benchmark,
         )
     ).outputs["curated"]
-    hdpo_model = heavy(
+    hdpo_model = training(
         train_hdpo(
             settings=profile.hdpo.model_dump_json(),
             seed=seed,
@@ -154,7 +160,7 @@ def _steps(profile: "Profile", seed: int) -> None:
     with dsl.If(gate.outputs["Output"] == True, name="promoted"):  # noqa: E712 - a channel
         endpoint = light(
             deploy(
-                settings=profile.serve.model_dump_json(),
+                settings=profile.deployment.model_dump_json(),
                 seed=seed,
                 model=hdpo_model,
                 evaluation=evaluations["hdpo"],
@@ -179,9 +185,31 @@ def _place(task: PipelineTask, profile: "Profile") -> PipelineTask:
     task.set_env_variable("MLFLOW_EXPERIMENT_NAME", profile.name)
     # From the pod's label rather than a parameter: a parameter would defeat caching.
     kubernetes.use_field_path_as_env(task, RUN_VARIABLE, "metadata.labels['pipeline/runid']")
+    kubernetes.use_secret_as_env(task, kubeflow.secret, {key: key for key in _secret_keys(profile)})
+    return task
+
+
+def _secret_keys(profile: "Profile") -> list[str]:
     keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"]
-    keys += profile.search.keys if profile.search else ()
-    kubernetes.use_secret_as_env(task, kubeflow.secret, {key: key for key in keys})
+    return keys + list(profile.search.keys if profile.search else ())
+
+
+def _with_trainjob(task: PipelineTask, profile: "Profile") -> PipelineTask:
+    """Tell a training step of the cluster: its pod starts a `TrainJob` there and follows it."""
+    kubeflow = profile.kubeflow
+    assert kubeflow is not None
+    assert kubeflow.exchange is not None
+    cluster = Cluster(
+        image=kubeflow.image,
+        exchange=kubeflow.exchange.rstrip("/"),
+        accelerator=kubeflow.accelerator,
+        cpu=kubeflow.cpu,
+        memory=kubeflow.memory,
+        secret=kubeflow.secret,
+        secret_keys=tuple(_secret_keys(profile)),
+        vllm_image=kubeflow.vllm_image,
+    )
+    task.set_env_variable(CLUSTER_VARIABLE, cluster.model_dump_json())
     return task
 
 

@@ -1,8 +1,17 @@
+from collections.abc import Iterator
+
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test finds what another, or a user, has left in the cache or has not yet sent."""
+    """No test finds what another, or a user, has left in the cache."""
     monkeypatch.setenv("TOOLWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("TOOLWISE_SPOOL", str(tmp_path_factory.mktemp("spool")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_spool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What MLflow has not yet been told is never a user's."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TOOLWISE_SPOOL", str(tmp_path_factory.mktemp("spool")))
+        yield

@@ -121,6 +121,26 @@ def compile_(
 
 
 @app.command(rich_help_panel=RUN)
+def estimate(profile: ProfileOption = "demo") -> None:
+    """Say what the training steps need of memory and time, and whether that is there."""
+    from toolwise.profile import load_profile
+
+    _estimate(load_profile(profile))
+
+
+def _estimate(profile: Profile) -> None:
+    """Print what the training steps need; raises `InputError` where one cannot fit."""
+    from toolwise.training.launcher.estimate import check, estimate_profile
+    from toolwise.training.launcher.estimate_table import print_estimate
+
+    estimates = estimate_profile(profile)
+    for needed in estimates:
+        print_estimate(needed, stdout)
+    for needed in estimates:
+        check(needed)
+
+
+@app.command(rich_help_panel=RUN)
 def submit(
     profile: ProfileOption = "qwen3-vl-8b",
     seed: SeedOption = None,
@@ -134,6 +154,7 @@ def submit(
     from toolwise.profile import load_profile
 
     settings = load_profile(profile)
+    _estimate(settings)
     submitted = submit_pipeline(settings, settings.seed if seed is None else seed, host)
     stdout.print(f"Submitted {submitted.name}; follow it at {submitted.link}", soft_wrap=True)
 
@@ -150,6 +171,37 @@ def report(
     print_report(path, stdout)
 
 
+@app.command(rich_help_panel=RUN)
+def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Pipeline runs, by MLflow's name or id; the newest by default."),
+    ] = None,
+    profile: ProfileOption = "demo",
+    sampled: Annotated[
+        bool, typer.Option("--sampled", help="The answers at temperature 1, not the greedy ones.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("compare.svg"),
+) -> None:
+    """Compare the checkpoints of runs in MLflow: accuracy against tool rates."""
+    from pipelines.local import tracking_uri
+    from toolwise.evaluation.report.comparison import Compared, comparison_plot, print_comparison
+    from toolwise.profile import load_profile
+    from toolwise.storage import atomic_file
+    from toolwise.tracking import Connection
+    from toolwise.tracking.evaluations import read_evaluations
+
+    name = load_profile(profile).name
+    connection = Connection(tracking_uri(Path("runs") / name))
+    found = read_evaluations(connection, name, runs or ())
+    compared = [Compared(one.run, one.stage, one.metrics) for one in found]
+    mode = "sampled" if sampled else "greedy"
+    print_comparison(compared, stdout, mode)
+    with atomic_file(out) as partial:
+        partial.write_bytes(comparison_plot(compared, mode))
+    stdout.print(f"Wrote {out}", soft_wrap=True)
+
+
 @app.command(rich_help_panel=ENDPOINT)
 def serve(
     model: ModelOption,
@@ -158,6 +210,9 @@ def serve(
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port; the profile's by default.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="YAML file of API keys (docs/serving.md).", exists=True)
     ] = None,
     profile: ProfileOption = "demo",
 ) -> None:
@@ -181,11 +236,9 @@ def ask(
         list[str] | None,
         typer.Option(help="Picture to ask about, a file or a URL; may be repeated."),
     ] = None,
+    tools: Annotated[bool, typer.Option(help="Whether the model may call tools.")] = True,
     url: Annotated[
         str, typer.Option(envvar="TOOLWISE_URL", help="Base URL of the endpoint.")
-    keys: Annotated[
-        Path | None, typer.Option(help="YAML file of API keys (docs/serving.md).", exists=True)
-    ] = None,
     ] = "http://127.0.0.1:8080/openai/v1",
     model: Annotated[str, typer.Option(help="Model name at the endpoint.")] = "toolwise",
 ) -> None:
@@ -215,7 +268,6 @@ def ask(
 def stop(
     run_dir: Annotated[Path, typer.Option(help="Folder of the run whose endpoint to stop.")] = Path(
         "runs/demo"
-    tools: Annotated[bool, typer.Option(help="Whether the model may call tools.")] = True,
     ),
 ) -> None:
     """Stop the endpoint that a run left serving."""
@@ -233,6 +285,7 @@ def _run_step(
     outputs: dict[str, Path],
     stage: str = "",
     changes: Mapping[str, Any] | None = None,
+    again: bool = False,
     **inputs: Path,
 ) -> None:
     """Run one step with its section of the profile, with progress, and publish its outputs.
@@ -257,7 +310,6 @@ def _run_step(
 
 
 def _check_vacant(out: Path) -> None:
-    again: bool = False,
     if out.exists():
         raise InputError(f"{out} exists already; remove it or choose another --out")
 
@@ -281,6 +333,7 @@ def _shown(
             section.model_dump_json(),
             seed,
             stage=stage,
+            again=again,
             sink=sink,
             **{key: str(path) for key, path in inputs.items()},
         ),
@@ -302,7 +355,6 @@ def _rows(kind: str, address: str, source: str | None, images: str | None) -> Pa
     Args:
         kind: `trajectories` or `tasks`.
         address: a path, `s3://…` or `hf://…`.
-            again=again,
         source: the format, by name; recognised where it is not given.
         images: where the pictures are, if not beside the data.
     """
@@ -582,33 +634,10 @@ def benchmarks() -> None:
 
 @app.command(rich_help_panel=STEP)
 def promote(
-    model: ModelOption,
     challenger: Annotated[Path, typer.Option(help="Evaluation of the model.", exists=True)],
     baseline: Annotated[
         Path, typer.Option(help="Evaluation of the model it was trained from.", exists=True)
     ],
-    out: OutOption,
-    profile: ProfileOption = "demo",
-    seed: SeedOption = None,
-) -> None:
-    """Hold an evaluation against the policy, and register the model."""
-    _run_step(
-        "promote",
-        profile,
-        seed,
-        {"decision": out},
-        changes=thresholds.model_dump(),
-        # There may be another champion since.
-        again=True,
-        **{name: path for name, path in inputs.items() if path is not None},
-    )
-
-
-@app.command(rich_help_panel=STEP)
-def deploy(
-    evaluation: Annotated[Path, typer.Option(help="Evaluation of the model.", exists=True)],
-    benchmark: Annotated[Path, typer.Option(help="Tasks to ask two of.", exists=True)],
-    corpus: CorpusOption,
     model: Annotated[Path | None, typer.Option(help="Checkpoint folder.", exists=True)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the decision goes; must not exist yet.")
@@ -629,6 +658,7 @@ def deploy(
     profile: ProfileOption = "demo",
     seed: SeedOption = None,
 ) -> None:
+    """Hold an evaluation against the policy, and register the model."""
     from toolwise.profile import load_profile
     from toolwise.promotion.judging import judge
     from toolwise.promotion.policy import GatePolicy
@@ -653,17 +683,18 @@ def deploy(
         )
     _registry(profile)
     inputs = {"model": model, "challenger": challenger, "baseline": baseline, "champion": champion}
-    """Serve a checkpoint as a process of its own, and ask it two questions."""
     _run_step(
-        "deploy",
+        "promote",
         profile,
         seed,
-        {"endpoint": out},
-        model=model,
-        evaluation=evaluation,
-        benchmark=benchmark,
-        corpus=corpus,
+        {"decision": out},
+        changes=thresholds.model_dump(),
+        # There may be another champion since.
+        again=True,
+        **{name: path for name, path in inputs.items() if path is not None},
     )
+
+
 @app.command(rich_help_panel=ENDPOINT)
 def rollback(
     reason: Annotated[str, typer.Option(help="Why; it goes into the registry and the log.")],
@@ -705,6 +736,27 @@ def _registry(profile: str) -> Registry:
     return Registry(experiment_name(), Connection())
 
 
+@app.command(rich_help_panel=STEP)
+def deploy(
+    model: ModelOption,
+    evaluation: Annotated[Path, typer.Option(help="Evaluation of the model.", exists=True)],
+    benchmark: Annotated[Path, typer.Option(help="Tasks to ask two of.", exists=True)],
+    corpus: CorpusOption,
+    out: OutOption,
+    profile: ProfileOption = "demo",
+    seed: SeedOption = None,
+) -> None:
+    """Serve a checkpoint as a process of its own, and ask it two questions."""
+    _run_step(
+        "deploy",
+        profile,
+        seed,
+        {"endpoint": out},
+        model=model,
+        evaluation=evaluation,
+        benchmark=benchmark,
+        corpus=corpus,
+    )
 
 
 if __name__ == "__main__":

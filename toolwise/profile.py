@@ -14,10 +14,12 @@ from toolwise.curation.sft import SftCurationSettings
 from toolwise.errors import InputError
 from toolwise.evaluation.runner import EvaluationSettings
 from toolwise.preparation import PublishedData
-from toolwise.promotion.gate import GatePolicy
+from toolwise.promotion.policy import GatePolicy
+from toolwise.serving.cluster import ClusterSettings, DeploymentSettings
 from toolwise.serving.settings import ServingSettings
 from toolwise.synthetic.settings import BaseStageSettings, SignboardSettings
 from toolwise.tools.search.settings import SearchSettings
+from toolwise.training.hardware import HardwareSettings
 from toolwise.training.settings import HdpoSettings, SftSettings
 
 
@@ -67,6 +69,10 @@ class KubeflowSettings(BaseModel):
         cpu, memory: limits of each step that runs a model.
         secret: Kubernetes secret with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
             `AWS_ENDPOINT_URL_S3`, and with `SERPER_API_KEY` where `search` asks Serper.
+        exchange: `s3://…` prefix through which a training step hands its inputs to the `TrainJob`
+            it starts and gets the checkpoint back; without one it trains in its own pod.
+        vllm_image: image of the vLLM server beside the trainer, where `hardware` asks for one.
+        serving: where the promoted model is served; without it, by a process in the step's pod.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,6 +84,9 @@ class KubeflowSettings(BaseModel):
     cpu: str = "32"
     memory: str = "256Gi"
     secret: str = "toolwise-storage"
+    exchange: str | None = Field(default=None, pattern=r"^s3://[^/]+/.+")
+    vllm_image: str | None = None
+    serving: ClusterSettings | None = None
 
 
 class Profile(BaseModel):
@@ -89,6 +98,7 @@ class Profile(BaseModel):
         data, base, curate_sft, sft, curate_rl, hdpo, evaluate, promote, serve: settings of the
             steps.
         search: the search tools of all steps that do not have their own.
+        hardware: the GPUs of both training steps; without it, this machine's cores.
         kubeflow: how to run on a Kubeflow Pipelines server; without it, locally only.
     """
 
@@ -106,6 +116,7 @@ class Profile(BaseModel):
     promote: GatePolicy
     serve: ServingSettings
     search: SearchSettings | None = None
+    hardware: HardwareSettings | None = None
     kubeflow: KubeflowSettings | None = None
 
     @model_validator(mode="after")
@@ -121,19 +132,41 @@ class Profile(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _same_search_everywhere(self) -> Self:
-        steps = {name: getattr(self, name) for name in _SECTIONS.values()}
-        return self.model_copy(
-            update={
-                name: step.model_copy(update={"search": self.search})
-                for name, step in steps.items()
-                if "search" in type(step).model_fields and step.search is None
+    def _machines_to_be_had(self) -> Self:
+        hardware, kubeflow = self.hardware, self.kubeflow
+        cluster = kubeflow is not None and kubeflow.exchange is not None
+        if cluster and hardware is None:
+            raise ValueError("kubeflow.exchange is for a TrainJob, which needs `hardware`")
+        if hardware and hardware.nodes > 1 and not cluster:
+            raise ValueError("hardware.nodes above 1 needs kubeflow.exchange")
+        if hardware and hardware.vllm == "server" and not (kubeflow and kubeflow.vllm_image):
+            raise ValueError("hardware.vllm `server` needs kubeflow.vllm_image")
+        return self
+
+    @model_validator(mode="after")
+    def _same_everywhere(self) -> Self:
+        """Search tools and hardware as the profile has them, where a step has none of its own."""
+        shared = {"search": self.search, "hardware": self.hardware}
+        changed = {}
+        for name in _SECTIONS.values():
+            step = getattr(self, name)
+            own = {
+                key: value
+                for key, value in shared.items()
+                if key in type(step).model_fields and getattr(step, key) is None
             }
-        )
+            changed[name] = step.model_copy(update=own)
+        return self.model_copy(update=changed)
 
     def section_of(self, step: str) -> BaseModel:
         """The settings of a step, by its name (`train-sft`)."""
-        return getattr(self, _SECTIONS[step])
+        return self.deployment if step == "deploy" else getattr(self, _SECTIONS[step])
+
+    @property
+    def deployment(self) -> DeploymentSettings:
+        """What is served, and where."""
+        cluster = self.kubeflow.serving if self.kubeflow else None
+        return DeploymentSettings(serve=self.serve, cluster=cluster)
 
 
 _SECTIONS = {

@@ -18,7 +18,7 @@ def deploy(
     """Serve the promoted model and ask it one question that needs no tool and one that does.
 
     Args:
-        settings: section `serve` of the profile, as JSON.
+        settings: sections `serve` and `kubeflow.serving` of the profile, as JSON.
         seed: the run's seed.
         model: promoted checkpoint.
         evaluation: its evaluation, which tells what it solves without tools and what with them.

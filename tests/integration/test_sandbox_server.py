@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import shutil
 import signal
 import socket
@@ -11,10 +12,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import httpx
 import pytest
+from hostile_programs import PRISE, PROGRAMS, Program, host_with_a_prise, named
 from sandbox_tools import descendants, eventually, picture, png
 
 from toolwise.data import decode_image
@@ -24,6 +27,18 @@ from toolwise.tools.sandbox import Isolation, open_sandbox
 from toolwise.tools.server import reported_isolation
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing")
+
+
+ON_THE_SERVER = {
+    "a file of the host",
+    "the environment of a process of the host",
+    "a port of the host",
+    "two sessions, by an abstract socket",
+    "fork bomb",
+    "memory flood of many processes",
+    "a length without end",
+    "exit past Python",
+}
 
 
 def free_port() -> int:
@@ -71,6 +86,24 @@ def test_a_session_on_the_server_is_like_one_here(url: str) -> None:
     assert session.call("print(y)").is_error
     session.close()
     session.close()
+    sandbox.close()
+
+
+@pytest.mark.parametrize("program", named([p for p in PROGRAMS if p["name"] in ON_THE_SERVER]))
+def test_a_hostile_program_on_the_server_stays_inside(
+    url: str, program: Program, tmp_path: Path
+) -> None:
+    sandbox = open_sandbox("bubblewrap", url=url)
+    bystander, attacker, partner = (sandbox.open([png()]) for _ in range(3))
+    bystander.call("n = 1")
+    with host_with_a_prise(tmp_path) as host:
+        result = host.attack(program, attacker, partner)
+    assert PRISE not in result.text
+    assert re.search(program["says"], result.text), result.text
+    assert bystander.call("print(n, image.size)").text == "1 (96, 96)"
+    for session in (bystander, attacker, partner):
+        session.close()
+    assert eventually(lambda: httpx.get(f"{url}/health").json()["sessions"] == 0)
     sandbox.close()
 
 

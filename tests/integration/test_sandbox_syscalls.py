@@ -32,6 +32,8 @@ def verdict(machine: str, number: int, *arguments: int, audit: int | None = None
         at += 1
         if code == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, value)
+        elif code == 0x54:
+            accumulator &= value
         elif code == 0x06:
             return int(value)
         else:
@@ -52,6 +54,7 @@ def test_the_numbers_are_the_kernels(machine: str) -> None:
     column, shared_from = syscalls.ARCHITECTURES[machine][1:]
     ours = {name: pair[column] for name, pair in syscalls.FORBIDDEN.items()}
     ours |= {"clone": syscalls.CLONE[column], "socketpair": syscalls.SOCKETPAIR[column]}
+    ours |= {"mmap": syscalls.MMAP[column], "prctl": syscalls.PRCTL[column]}
     ours |= {"ioctl": syscalls.IOCTL[column], "fcntl": syscalls.FCNTL[column]}
     assert {name: numbers.get(name) for name in ours} == ours
     for name, number in syscalls.ALLOWED_OF_THE_SHARED.items():
@@ -96,6 +99,13 @@ def test_arguments_decide_where_a_call_has_two_faces(machine: str) -> None:
     assert verdict(machine, syscalls.IOCTL[column], 0, 0x5401) == ALLOW
     for request in (0x5412, 1 << 32 | 0x5412):  # the kernel looks at the lower half only
         assert verdict(machine, syscalls.IOCTL[column], 0, request) == EPERM
+    mmap, prctl = syscalls.MMAP[column], syscalls.PRCTL[column]
+    for flags in (0x22, 0x02, 0x01, 0x20022):  # private, or of a file
+        assert verdict(machine, mmap, 0, 4096, 3, flags) == ALLOW
+    for flags in (0x21, 0x23, 0x8021):
+        assert verdict(machine, mmap, 0, 4096, 3, flags) == EPERM
+    assert verdict(machine, prctl, 15) == ALLOW
+    assert verdict(machine, prctl, 62) == EPERM
     assert verdict(machine, fcntl, 3, 1030) == ALLOW  # F_DUPFD_CLOEXEC
     assert verdict(machine, fcntl, 3, 6) == EPERM
 

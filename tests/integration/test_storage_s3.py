@@ -1,5 +1,6 @@
 """`toolwise.storage` against an S3 server and a Hub, both over loopback HTTP."""
 
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -89,7 +90,10 @@ def hub() -> Iterator[str]:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A client of an empty bucket named `artifacts`."""
+    """A client of an empty bucket named `artifacts`: moto's, or that of `make test-services`."""
+    if endpoint := os.environ.get("TOOLWISE_TEST_S3"):
+        yield from swift(endpoint, monkeypatch, tmp_path)
+        return
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -101,6 +105,21 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     client.create_bucket(Bucket="artifacts")
     yield client
     server.stop()
+
+
+def swift(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The same on a real server; what is left of the bucket goes."""
+    keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    credentials(monkeypatch, tmp_path)
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    bucket = boto3.resource("s3").Bucket("artifacts")
+    bucket.create()
+    yield boto3.client("s3")
+    bucket.objects.all().delete()
+    bucket.delete()
 
 
 def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +46,15 @@ SHOWN: list[Message] = [
 ]
 
 
+def told(text: str, images: int) -> list[Message]:
+    parts: list[dict[str, Any]] = [
+        {"type": "image", "image": picture(len(text) + n)} for n in range(images)
+    ]
+    return [
+        {"role": "tool", "tool_call_id": "c", "content": [*parts, {"type": "text", "text": text}]}
+    ]
+
+
 def inputs(engine: TransformersEngine, ids: list[int], images: tuple[bytes, ...]) -> dict[str, Any]:
     tokens = torch.tensor([ids])
     found: dict[str, Any] = {
@@ -81,6 +91,43 @@ def test_greedy_decoding_of_a_ragged_batch_writes_the_tokens_of_model_generate(e
             suppress_tokens=engine.suppressed_ids,
         )[0, len(prompt.ids) :]
         assert list(turn.token_ids) == expected.tolist()
+
+
+def test_greedy_turns_after_tools_are_those_of_model_generate(engine) -> None:
+    batch = engine.start(RAGGED, [PYTHON_SCHEMA])
+    asyncio.run(batch.generate(range(len(RAGGED)), Sampling(max_tokens=6)))
+    for turn in range(2):  # 4 and 6 began as one, and are told different things
+        for row in (1, 2, 4, 6):
+            batch.append(row, told(f"{turn}{row}", images=row % 3))
+        before = [batch.tokens(row) for row in (1, 2, 4, 6)]
+        turns = asyncio.run(batch.generate([1, 2, 4, 6], Sampling(max_tokens=6)))
+        for record, written in zip(before, turns, strict=True):
+            ids = [*record.prompt_ids, *record.completion_ids]
+            expected = engine.model.generate(
+                **inputs(engine, ids, record.images),
+                max_new_tokens=6,
+                do_sample=False,
+                suppress_tokens=engine.suppressed_ids,
+            )[0, len(ids) :]
+            assert list(written.token_ids) == expected.tolist()
+
+
+def test_a_group_is_computed_once_for_as_long_as_it_writes_the_same(engine) -> None:
+    def computed(copies: int) -> tuple[int, int, int]:
+        before = replace(engine.stats)
+        batch = engine.start([RAGGED[1]] * copies, [PYTHON_SCHEMA])
+        turns = asyncio.run(batch.generate(range(copies), Sampling(max_tokens=6)))
+        assert len({turn.token_ids for turn in turns}) == 1
+        now = engine.stats
+        return (
+            now.computed - before.computed,
+            now.images - before.images,
+            now.shared - before.shared,
+        )
+
+    tokens, images, shared = computed(1)
+    assert (images, shared) == (1, 0)
+    assert computed(5) == (tokens, images, 4 * tokens)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])

@@ -8,6 +8,7 @@ import yaml
 
 from pipelines.metis import STEPS, compile_pipeline
 from toolwise.profile import load_profile, profile_names
+from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
 
 def compiled(name: str, folder: Path) -> list[dict[str, Any]]:
@@ -76,12 +77,32 @@ def test_on_a_cluster_steps_get_image_tracking_and_accelerators(tmp_path: Path):
     environment = {e["name"]: e["value"] for e in executors["exec-train-hdpo"]["container"]["env"]}
     assert environment["MLFLOW_TRACKING_URI"] == profile.kubeflow.tracking_uri
     assert environment["MLFLOW_EXPERIMENT_NAME"] == "qwen3-vl-8b"
-    accelerator = executors["exec-train-hdpo"]["container"]["resources"]["accelerator"]
+    accelerator = executors["exec-evaluate"]["container"]["resources"]["accelerator"]
     assert accelerator["resourceCount"] == str(profile.kubeflow.accelerators)
     assert "resources" not in executors["exec-promote"]["container"]
     kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     run = kubernetes["exec-train-hdpo"]["fieldPathAsEnv"]
     assert run == [{"name": "TOOLWISE_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}]
+
+
+def test_training_steps_are_told_of_the_cluster_and_leave_its_gpus_to_their_trainjob(
+    tmp_path: Path,
+):
+    executors = compiled("qwen3-vl-8b", tmp_path)[0]["deploymentSpec"]["executors"]
+    for name in ("exec-train-sft", "exec-train-hdpo"):
+        container = executors[name]["container"]
+        assert "resources" not in container
+        environment = {e["name"]: e["value"] for e in container["env"]}
+        cluster = Cluster.model_validate_json(environment[CLUSTER_VARIABLE])
+        assert cluster.exchange == "s3://toolwise/training"
+        assert "AWS_SECRET_ACCESS_KEY" in cluster.secret_keys
+
+
+def test_without_an_exchange_a_training_step_has_the_gpus_itself(tmp_path: Path):
+    executors = compiled("qwen3-vl-2b", tmp_path)[0]["deploymentSpec"]["executors"]
+    container = executors["exec-train-hdpo"]["container"]
+    assert container["resources"]["accelerator"]["resourceCount"] == "1"
+    assert CLUSTER_VARIABLE not in {e["name"] for e in container["env"]}
 
 
 @pytest.mark.parametrize("name", ["demo", "smoke"])

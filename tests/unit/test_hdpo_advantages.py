@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolwise.training.hdpo import accuracy_rewards, efficiency_rewards, hdpo_advantages
+from toolwise.training.hdpo.rewards import judge_failed
 
 NAN = float("nan")
 
@@ -89,6 +90,42 @@ def test_eps_is_added_to_the_std() -> None:
     # Accuracy 1 and 0.1: deviation 0.45, std 0.636396; with eps = 1: 0.45/1.636396 = 0.274995.
     found = hdpo_advantages(*rewards([1, 0], [0, 0]), 2, eps=1.0)
     assert found.accuracy.tolist() == near(0.274995, -0.274995)
+
+
+def test_scale_none_only_centres() -> None:
+    # Accuracy 1, 0.1, 0.1, 0.1 around 0.325; efficiency 1 and 1/2 around 3/4.
+    assert hdpo_advantages(
+        *rewards([1, 0, 0, 0], [1, 0, 0, 0]), 4, scale="none"
+    ).accuracy.tolist() == (near(0.675, -0.225, -0.225, -0.225))
+    found = hdpo_advantages(*rewards([1, 1, 0, 0], [0, 1, 0, 3]), 4, scale="none")
+    assert found.efficiency.tolist() == near(0.25, -0.25, 0.0, 0.0)
+
+
+def test_scale_batch_divides_by_the_std_of_all_that_is_compared() -> None:
+    # Accuracy 1, 0.1, 1, 1: mean 0.775, variance (3·0.050625 + 0.455625)/3 = 0.2025, std 0.45;
+    # groups deviate by ±0.45 and 0. Efficiency of the right ones 1, 1, 1/2: mean 5/6, variance
+    # (2/36 + 4/36)/2 = 1/12, std 0.288675; the second group deviates by ±1/4.
+    found = hdpo_advantages(*rewards([1, 0, 1, 1], [0, 0, 0, 1]), 2, scale="batch")
+    assert found.accuracy.tolist() == near(1.0, -1.0, 0.0, 0.0)
+    assert found.efficiency.tolist() == near(0.0, 0.0, 0.866025, -0.866025)
+
+
+def test_a_reward_that_only_part_of_a_group_got_counts_as_a_failed_judge() -> None:
+    # Columns: a judge, the format, and a function that applies to the second prompt only.
+    found = judge_failed(
+        torch.tensor(
+            [
+                [1.0, 1.0, NAN],
+                [NAN, 1.0, NAN],
+                [NAN, NAN, NAN],
+                [NAN, 1.0, 0.0],
+                [NAN, 1.0, 1.0],
+                [NAN, 1.0, NAN],
+            ]
+        ),
+        3,
+    )
+    assert found.tolist() == [False, True, True, False, False, True]
 
 
 @pytest.mark.parametrize("calls", [2, 6])

@@ -76,6 +76,39 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages() -> None:
     assert free[1] == pytest.approx(0.96, abs=1e-6)
 
 
+def test_sequence_level_clips_the_geometric_mean_of_a_rollouts_ratios() -> None:
+    # (1·1.5·0.5)^(1/3) = 0.908560 and (2·1)^(1/2) = 1.414214. A = 1: −min(0.908560, 0.908560) on
+    # three tokens; A = −1: max(1.414214, 1.2) on two. (−2.725680 + 2.828427)/5 = 0.020549.
+    # Efficiency: −0.5·0.908560.
+    found = values(level="sequence")
+    assert found[1:] == pytest.approx((0.020549, -0.454280), abs=1e-6)
+
+
+def test_off_policy_two_surrogates_are_not_one_of_the_mixed_advantage() -> None:
+    # One token, ratio 1.5, A_acc = 1, A_tool = −1. Two surrogates: −min(1.5, 1.2) = −1.2, clipped,
+    # without a gradient; and max(1.5, 1.2) = 1.5, whose derivative is 1.5. With w_tool = 0.15:
+    # −1.2 + 0.225 = −0.975, derivative 0.225. One surrogate of 1 − 0.15 = 0.85: −0.85·1.2 = −1.02,
+    # clipped: it does not push back against the call at all.
+    one = torch.ones(1, 1)
+
+    def both(ratio: float) -> tuple[tuple[float, float], tuple[float, float]]:
+        found = []
+        for arguments in ((one[0], -one[0], 0.15), (0.85 * one[0], 0 * one[0], 0.15)):
+            logps = (ratio * one).log().requires_grad_()
+            loss = hdpo_loss(logps, 0 * one, *arguments[:2], one, w_tool=arguments[2]).loss
+            loss.backward()
+            assert logps.grad is not None
+            found.append((loss.item(), logps.grad.item()))
+        return found[0], found[1]
+
+    decoupled, mixed = both(1.5)
+    assert decoupled == pytest.approx((-0.975, 0.225), abs=1e-6)
+    assert mixed == pytest.approx((-1.02, 0.0), abs=1e-6)
+    # On policy they are the same: −1 + 0.15 = −0.85.
+    for one_way in both(1.0):
+        assert one_way == pytest.approx((-0.85, -0.85))
+
+
 def test_gradient_is_the_policy_gradient_on_policy() -> None:
     # At ratio 1 the derivative of −ratio·A is −A per token, over 5 tokens; and −A_tool over the 3
     # tokens that qualify: −1/5 − 0.15·0.5/3 on the first rollout, +1/5 on the second.

@@ -21,8 +21,18 @@ def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_help_explains_every_target():
     text = make("help").stdout
     for target in (
-        *("setup", "demo", "test", "lint", "bench", "compile", "submit-pipeline", "images"),
-        *("serve", "stop", "mlflow-ui", "clean"),
+        *(
+            "setup",
+            "demo",
+            "test",
+            "test-services",
+            "lint",
+            "bench",
+            "compile",
+            "submit-pipeline",
+            "images",
+        ),
+        *("submit-pipeline", "images", "serve", "stop", "mlflow-ui", "clean"),
     ):
         assert f"  {target} " in text, target
 

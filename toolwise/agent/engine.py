@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from toolwise.data import Message
 
@@ -38,7 +38,7 @@ class Turn:
         prompt_tokens: tokens the model read for this turn (history included).
         completion_tokens: tokens it wrote.
         token_ids, logprobs: what it wrote, token by token, where the engine knows (training).
-        seconds: wall time of the generation this turn was part of.
+        seconds: wall time from the start of the generation to the end of this turn.
     """
 
     text: str
@@ -85,6 +85,17 @@ class Batch(Protocol):
     def tokens(self, index: int) -> TokenRecord:
         """The token record of one conversation; raises `InputError` where the engine has none."""
         ...
+
+
+OnTurn = Callable[[int, Turn], None]
+"""Gets a conversation's position in the batch and the turn it has just ended."""
+
+
+@runtime_checkable
+class TellsTurns(Protocol):
+    """A batch that tells of each turn as it ends, so that its tools run while others write."""
+
+    on_turn: OnTurn | None
 
 
 class Engine(Protocol):

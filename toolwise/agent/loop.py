@@ -1,7 +1,8 @@
 """The agent loop: one for training rollouts, curation, evaluation and serving.
 
 Batched by turn (every conversation still open gets its next turn in one generation) and
-asynchronous over tools (all calls of a turn run at once).
+asynchronous over tools (the calls of all conversations run at once, where the engine tells of
+turns as they end already while others write).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from toolwise.agent.engine import Batch, Engine, Sampling, TokenRecord, Turn
+from toolwise.agent.engine import Batch, Engine, Sampling, TellsTurns, TokenRecord, Turn
 from toolwise.agent.protocol import ParsedCall, ParsedTurn, extract_answer, parse_turn
 from toolwise.data import Message, Task
 from toolwise.tools import Tool, ToolError, ToolResult, ToolSession
@@ -133,31 +134,38 @@ async def run_agent(
     by_name = {tool.name: tool for tool in tools}
     sessions: list[dict[str, ToolSession]] = [{} for _ in tasks]
     open_ones = list(range(len(rollouts)))
+    calling: dict[int, asyncio.Task[None]] = {}
+    turns_left = limits.max_turns
+
+    def ended(index: int, turn: Turn) -> None:
+        rollout = rollouts[index]
+        parsed = _record_turn(rollout, turn, on_event)
+        if not parsed.calls or not tools or turn.finish_reason == "length":
+            return
+        if not turns_left:
+            rollout.stop_reason = "max_turns"
+            return
+        calling[index] = asyncio.create_task(
+            _run_calls(rollout, parsed, by_name, sessions[index], limits, engine, batch, on_event)
+        )
+
+    tells = isinstance(batch, TellsTurns)
+    if isinstance(batch, TellsTurns):
+        batch.on_turn = ended
     try:
-        for turn_number in range(limits.max_turns):
-            if not open_ones:
-                break
+        while open_ones and turns_left:
+            turns_left -= 1
             turns = await batch.generate(open_ones, sampling)
-            calling: list[tuple[int, ParsedTurn]] = []
-            for index, turn in zip(open_ones, turns, strict=True):
-                parsed = _record_turn(rollouts[index], turn, on_event)
-                if parsed.calls and tools and turn.finish_reason != "length":
-                    calling.append((index, parsed))
-            last = turn_number + 1 == limits.max_turns
-            if last:
-                for index, _ in calling:
-                    rollouts[index].stop_reason = "max_turns"
-                break
-            await asyncio.gather(
-                *(
-                    _run_calls(
-                        rollouts[i], parsed, by_name, sessions[i], limits, engine, batch, on_event
-                    )
-                    for i, parsed in calling
-                )
-            )
-            open_ones = [index for index, _ in calling]
+            if not tells:
+                for index, turn in zip(open_ones, turns, strict=True):
+                    ended(index, turn)
+            await asyncio.gather(*calling.values())
+            open_ones = sorted(calling)
+            calling.clear()
     finally:
+        for call in calling.values():
+            call.cancel()
+        await asyncio.gather(*calling.values(), return_exceptions=True)
         await asyncio.gather(*(s.close() for opened in sessions for s in opened.values()))
     if keep_tokens:
         for rollout in rollouts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable
 
+from aiohttp.http_exceptions import LineTooLong
 from pydantic import BaseModel, ValidationError
 
 from toolwise.errors import BackendError
@@ -117,7 +118,7 @@ async def read_stream(
                 on_text(text)
     except ValidationError as error:
         raise BackendError(f"{server} streams something else than chunks: {error}") from None
-    except ValueError:  # a line longer than the reader's buffer
+    except (LineTooLong, ValueError):
         raise BackendError(f"{server} streams something else than events") from None
     if completion.finish_reason is None:
         message = "the stream broke off"

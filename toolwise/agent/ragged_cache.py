@@ -20,15 +20,15 @@ from transformers.cache_utils import Cache, DynamicLayer
 class _Block(NamedTuple):
     """Where the states of the forward pass at hand belong.
 
-    `uniform` are the start and end of all rows, where they agree; otherwise `at` are row and
-    position of each token that is not padding, and `told_RW` says which those are.
+    `start` is where all rows go on, if they agree. Otherwise `source` are the row and column in the
+    block of each token that is not padding, and `target` its row and position in the cache.
     """
 
     rows: slice
     total: int
-    uniform: tuple[int, int] | None
-    at: tuple[Tensor, Tensor]
-    told_RW: Tensor
+    start: int | None
+    source: tuple[Tensor, ...] = ()
+    target: tuple[Tensor, ...] = ()
 
 
 class RaggedCache(Cache):
@@ -62,25 +62,26 @@ class RaggedCache(Cache):
             The mask [R, 1, W, K] of what each token may look at; None where plain causal
             attention is the same.
         """
-        starts = self.lengths[rows]
-        width, total = max(widths), max(map(sum, zip(starts, widths, strict=True)))
-        self.lengths[rows] = [start + w for start, w in zip(starts, widths, strict=True)]
-        ends_R1 = torch.tensor(self.lengths[rows], device=device)[:, None]
-        column_W = torch.arange(width, device=device)
-        position_RW = ends_R1 - width + column_W
-        told_RW = column_W >= width - torch.tensor(widths, device=device)[:, None]
-        row_RW = torch.arange(rows.start, rows.stop, device=device)[:, None].expand_as(told_RW)
-        uniform = None
+        starts, width = self.lengths[rows], max(widths)
+        ends = [start + w for start, w in zip(starts, widths, strict=True)]
+        self.lengths[rows] = ends
+        position_RW = torch.tensor(ends, device=device)[:, None] + torch.arange(
+            -width, 0, device=device
+        )
         if len({*starts}) == 1 and len({*widths}) == 1:
-            uniform = starts[0], total
-        block = _Block(rows, total, uniform, (row_RW[told_RW], position_RW[told_RW]), told_RW)
+            block = _Block(rows, max(ends), starts[0])
+        else:
+            left_R1 = width - torch.tensor(widths, device=device)[:, None]
+            source = (torch.arange(width, device=device) >= left_R1).nonzero(as_tuple=True)
+            target = source[0] + rows.start, position_RW[source]
+            block = _Block(rows, max(ends), None, source, target)
         for layer in self.layers:
             layer.block = block
-        if uniform and (width == 1 or uniform[0] == 0):
+        if block.start is not None and (width == 1 or block.start == 0):
             return None
         # Padding must look at something, and position 0 is there in every row.
         position_R1W1 = position_RW.clamp(min=0)[:, None, :, None]
-        return torch.arange(total, device=device) <= position_R1W1
+        return torch.arange(block.total, device=device) <= position_R1W1
 
 
 class _RaggedLayer(DynamicLayer):
@@ -101,20 +102,20 @@ class _RaggedLayer(DynamicLayer):
             self._stores = [
                 s.new_zeros(0, 0, s.shape[1], s.shape[3]) for s in (key_states, value_states)
             ]
-        rows, total, uniform, at, told_RW = self.block
+        rows, total, start, source, target = self.block
         self._reserve(rows.stop, total)
         for store, states in zip(self._stores, (key_states, value_states), strict=True):
             states_RWHD = states.transpose(1, 2)
-            if uniform:
-                store[rows, uniform[0] : total] = states_RWHD
+            if start is not None:
+                store[rows, start:total] = states_RWHD
             else:
-                store[at] = states_RWHD[told_RW]
+                store[target] = states_RWHD[source]
         self.keys, self.values = (store[rows, :total].transpose(1, 2) for store in self._stores)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
         """Positions cached before the block at hand, where its rows agree."""
-        return self.block.uniform[0] if self.block.uniform else 0
+        return self.block.start or 0
 
     def move(self, rows: int, moved: Sequence[tuple[int, int]], used: int) -> None:
         """Copy rows to other places; `rows` are there afterwards, `used` positions in each."""

@@ -29,6 +29,7 @@ _RESERVED = re.compile(r"<\|(\w+)\|>")
 _MAX_ASPECT = 150  # Qwen's image processor refuses more than 200
 _PIXEL_CACHE_BYTES = 256 * 2**20
 _TEXT_CACHE_ENTRIES = 8192
+_TEXT_CACHE_BYTES = 256 * 2**20  # of the encoded images that cached texts hold
 
 
 class Pixels(NamedTuple):
@@ -73,6 +74,7 @@ class Renderer:
         self._template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         self.merge_size: int = processor.image_processor.merge_size
         self._texts: OrderedDict[Any, Rendered] = OrderedDict()
+        self._text_bytes = 0
         self._pixels: OrderedDict[bytes, Pixels] = OrderedDict()
         self._pixel_bytes = 0
 
@@ -141,8 +143,10 @@ class Renderer:
             text = prefix + self._template_text(plain, tools, generate=True)
             found = Rendered(self._encode(text, self._counts(images)), images)
             self._texts[key] = found
-            if len(self._texts) > _TEXT_CACHE_ENTRIES:
-                self._texts.popitem(last=False)
+            self._text_bytes += sum(map(len, images))
+            while len(self._texts) > _TEXT_CACHE_ENTRIES or self._text_bytes > _TEXT_CACHE_BYTES:
+                _, oldest = self._texts.popitem(last=False)
+                self._text_bytes -= sum(map(len, oldest.images))
         return Rendered(list(found.ids), found.images)
 
     def _template_text(

@@ -11,6 +11,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from toolwise.agent.engine import Sampling, TokenRecord, Turn
+from toolwise.agent.engine import OnTurn, Sampling, TokenRecord, Turn
+from toolwise.agent.mrope import mrope_positions
 from toolwise.agent.processor import load_processor
 from toolwise.agent.ragged_cache import RaggedCache
 from toolwise.agent.rendering import Pixels, Renderer
@@ -141,9 +143,11 @@ class _Row:
 
 @dataclass(slots=True)
 class _Writing:
-    """The turn a conversation is writing."""
+    """The turn a conversation is writing; `prompt_tokens` were there before it."""
 
+    index: int
     conversation: _Conversation
+    prompt_tokens: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
@@ -154,6 +158,7 @@ class TransformersBatch:
     def __init__(self, engine: TransformersEngine, conversations: list[_Conversation]) -> None:
         self._engine = engine
         self._conversations = conversations
+        self.on_turn: OnTurn | None = None
         self._rows: list[_Row] = []
         layers = engine.model.config.get_text_config().num_hidden_layers
         self._cache = RaggedCache(layers)
@@ -182,34 +187,40 @@ class TransformersBatch:
         )
 
     async def generate(self, indices: Sequence[int], sampling: Sampling) -> list[Turn]:
-        """One assistant turn for each conversation in `indices`, which are all that go on."""
-        started = time.perf_counter()
-        writing = [_Writing(self._conversations[index]) for index in indices]
-        prompt_tokens = [
-            len(w.conversation.prompt_ids) + len(w.conversation.completion_ids) for w in writing
-        ]
-        self._seed(sampling)
-        with _inference(self._engine.model):
-            logits_NV = self._read(writing)
-            while splits := self._write(logits_NV, writing, sampling):
-                logits_NV = self._step(splits)
-        seconds = time.perf_counter() - started
-        return [
-            self._finish(w, tokens, seconds, sampling)
-            for w, tokens in zip(writing, prompt_tokens, strict=True)
-        ]
+        """One assistant turn for each conversation in `indices`, which are all that go on.
 
-    def _seed(self, sampling: Sampling) -> None:
+        `on_turn` is told of each as it ends, and whoever waits in the event loop gets a chance
+        after every token.
+        """
+        started = time.perf_counter()
+        writing = [self._open(index) for index in indices]
+        turns: dict[int, Turn] = {}
         if self._generator is None and sampling.temperature > 0:
-            self._generator = torch.Generator(self._engine.model.device)
+            self._generator = torch.Generator()
             if sampling.seed is None:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(sampling.seed)
+        with _inference(self._engine.model):
+            logits_NV = self._read(writing)
+            while True:
+                splits, ended = self._write(logits_NV, writing, sampling)
+                for w in ended:
+                    turn = self._finish(w, time.perf_counter() - started, sampling)
+                    turns[w.index] = turn
+                    if self.on_turn:
+                        self.on_turn(w.index, turn)
+                if not splits:
+                    break
+                await asyncio.sleep(0)
+                logits_NV = self._step(splits)
+        return [turns[index] for index in indices]
 
-    def _finish(
-        self, writing: _Writing, prompt_tokens: int, seconds: float, sampling: Sampling
-    ) -> Turn:
+    def _open(self, index: int) -> _Writing:
+        c = self._conversations[index]
+        return _Writing(index, c, len(c.prompt_ids) + len(c.completion_ids))
+
+    def _finish(self, writing: _Writing, seconds: float, sampling: Sampling) -> Turn:
         """Record one turn's tokens; the last one has been sampled but not yet read."""
         conversation, ids = writing.conversation, writing.ids
         conversation.completion_ids.extend(ids)
@@ -222,7 +233,7 @@ class TransformersBatch:
         return Turn(
             text=text if cut is None else text[:cut],
             finish_reason="stop" if ended or cut is not None else "length",
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=writing.prompt_tokens,
             completion_tokens=len(ids),
             token_ids=tuple(ids),
             logprobs=tuple(writing.logprobs),
@@ -288,11 +299,12 @@ class TransformersBatch:
     @torch.inference_mode()
     def _write(
         self, logits_NV: Tensor, writing: Sequence[_Writing], sampling: Sampling
-    ) -> list[tuple[int, int, list[int]]]:
+    ) -> tuple[list[tuple[int, int, list[int]]], list[_Writing]]:
         """Choose everybody's next token.
 
         Returns:
-            How the rows go on: (row, token read next, conversations that wrote it).
+            How the rows go on, as (row, token read next, conversations that wrote it), and whose
+            turn has ended.
         """
         row_M, number_M = [], []
         for at, row in enumerate(self._rows[: len(logits_NV)]):
@@ -302,11 +314,12 @@ class TransformersBatch:
         if sampling.temperature > 0:
             # Everybody's own, whoever else is still writing.
             noise = torch.rand(len(writing), generator=self._generator, dtype=torch.float64)
-            noise_M = noise[number_M]
+            noise_M = noise[number_M].to(logits_NV.device)
         logits_NV = logits_NV.float()
         logits_NV[:, self._engine.suppressed_ids] = float("-inf")
         tokens, logprobs = choose(logits_NV, row_M, noise_M, sampling)
         splits: dict[tuple[int, int], list[int]] = {}
+        ended = []
         for at, number, token, logprob in zip(row_M, number_M, tokens, logprobs, strict=True):
             w = writing[number]
             w.ids.append(token)
@@ -315,9 +328,10 @@ class TransformersBatch:
                 w.conversation.row = self._rows[at]
                 w.conversation.length = self._cache.lengths[at]
                 w.conversation.next_position = self._rows[at].next_position
+                ended.append(w)
             else:
                 splits.setdefault((at, token), []).append(number)
-        return [(at, token, members) for (at, token), members in splits.items()]
+        return [(at, token, members) for (at, token), members in splits.items()], ended
 
     @torch.inference_mode()
     def _step(self, splits: list[tuple[int, int, list[int]]]) -> Tensor:
@@ -396,43 +410,6 @@ def _inference(model: Any) -> Iterator[None]:
             model.set_attn_implementation(attention)
         if was_training:
             model.train()
-
-
-def mrope_positions(
-    ids: Sequence[int],
-    grids: Sequence[tuple[int, int, int]],
-    start: int,
-    image_id: int,
-    merge: int,
-) -> tuple[Tensor, int]:
-    """Qwen-VL's multimodal rotary positions, continued from `start`.
-
-    Text advances all three axes by one; an image of t·h·w merged patches gets (time, row, column)
-    offsets and advances them by max(h, w).
-
-    Returns:
-        Positions [3, len(ids)], and the position after the last token.
-    """
-    columns: list[Tensor] = []
-    position, index, remaining = start, 0, iter(grids)
-    while index < len(ids):
-        if ids[index] == image_id:
-            frames, height, width = next(remaining)
-            height, width = height // merge, width // merge
-            t, h, w = torch.meshgrid(
-                torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij"
-            )
-            columns.append(torch.stack([t, h, w]).reshape(3, -1) + position)
-            index += frames * height * width
-            position += max(height, width)
-        else:
-            end = index
-            while end < len(ids) and ids[end] != image_id:
-                end += 1
-            columns.append(torch.arange(position, position + end - index).expand(3, -1))
-            position += end - index
-            index = end
-    return torch.cat(columns, dim=1), position
 
 
 def _similar(widths: Sequence[int]) -> Iterator[slice]:

@@ -7,6 +7,7 @@ with the next challenger.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,14 +72,20 @@ class Registry:
                 return str(existing.version)
         run = request(lambda client: client.get_run(run_id))
         tags = {k: f"{v:.4f}" for k, v in run.data.metrics.items() if f"/{OVERALL}/" in k}
-        models = run.outputs.model_outputs if run.outputs else []
-        model_id = models[0].model_id if models else None
+        model_id = next((model.model_id for model in run.inputs.model_inputs), None)
         created = request(
             lambda client: client.create_model_version(
                 self.name, source, run_id, tags, model_id=model_id
             )
         )
         return str(created.version)
+
+    def describe(self, version: str, card: str, tags: Mapping[str, str]) -> None:
+        """Give `version` its model card, which MLflow shows as its description, and tags."""
+        request = self._connection.request
+        request(lambda client: client.update_model_version(self.name, version, card))
+        for key, value in {**tags, "toolwise.profile": self.name}.items():
+            self._tag(version, key, value)
 
     def standing(self) -> Standing:
         """Who is champion; a decision is made against this."""

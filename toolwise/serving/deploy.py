@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,9 @@ from toolwise.storage import atomic_file
 
 LOG = "server.log"
 PROCESS = "server.json"
+KEY_VARIABLE = "TOOLWISE_API_KEY"
+"""Environment variable with the API key, for an endpoint that asks for one."""
+
 _READY_SECONDS = 180.0
 _POLL_SECONDS = 0.2
 _KILL_SECONDS = 5.0
@@ -174,7 +178,8 @@ def ask(
     parts.append({"type": "text", "text": question})
     started = time.perf_counter()
     try:
-        with openai.OpenAI(base_url=endpoint.url, api_key="none") as client:
+        key = os.environ.get(KEY_VARIABLE) or "none"
+        with openai.OpenAI(base_url=endpoint.url, api_key=key) as client:
             reply = client.chat.completions.create(
                 model=endpoint.model,
                 messages=[{"role": "user", "content": parts}],
@@ -200,6 +205,13 @@ def ask_two(endpoint: Endpoint, direct: Task, needs_tool: Task, out: Path) -> li
     with atomic_file(out) as partial:
         partial.write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n")
     return answers
+
+
+def check_answered(answers: Sequence[Asked]) -> None:
+    """Raise `BackendError` where the endpoint had nothing to say; whether it is right is shown."""
+    for asked in answers:
+        if not asked.answer.strip():
+            raise BackendError(f"it gave no answer to the question {asked.task_id}")
 
 
 def _ask_task(endpoint: Endpoint, task: Task) -> Asked:

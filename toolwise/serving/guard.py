@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -24,35 +25,53 @@ MAX_BODY_BYTES = 64 * 2**20
 BODY_SECONDS = 30.0
 """How long a client may take to send its request."""
 
-# What a model answers to; KServe's other POST routes load and unload models.
-_ASKED = re.compile(
-    r"(?:/openai)?/v1/chat/completions|/v1/models/[^/]+:predict|/v2/models/[^/]+/infer"
-)
+_CHAT = ("/v1/chat/completions", "/openai/v1/chat/completions")
+# What else a model answers to; KServe's other POST routes load and unload models.
+_PREDICT = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+/infer")
 _LISTED = ("/v1/models", "/openai/v1/models")
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request that was let in: whose it is, and when it must be answered (monotonic clock)."""
+    """A request that was let in.
+
+    Args:
+        caller: name of its key.
+        deadline: when it must be answered (monotonic clock).
+        id: what replies and traces call it.
+    """
 
     caller: str
     deadline: float
+    id: str
+
+    @classmethod
+    def at_once(cls, caller: str, seconds: float) -> Arrival:
+        """A request that comes now and may take so long."""
+        return cls(caller, time.monotonic() + seconds, f"chatcmpl-{uuid.uuid4().hex}")
 
 
 class Guard:
     """Lets requests in.
 
     Args:
-        app: what answers them.
+        app: the model server.
+        chat: what answers chat completions.
         admission: places and queue.
         keys: who may ask; None asks nobody for a key.
         seconds: how long a request may take, its wait included.
     """
 
     def __init__(
-        self, app: ASGIApp, admission: Admission, keys: KeyFile | None, seconds: float
+        self,
+        app: ASGIApp,
+        chat: ASGIApp,
+        admission: Admission,
+        keys: KeyFile | None,
+        seconds: float,
     ) -> None:
         self._app = app
+        self._chat = chat
         self._admission = admission
         self._keys = keys
         self._seconds = seconds
@@ -73,13 +92,15 @@ class Guard:
             await self._app(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        deadline = time.monotonic() + self._seconds
         caller = self._caller(scope)
-        if not _ASKED.fullmatch(scope["path"]):
+        arrival = Arrival.at_once(caller.name, self._seconds)
+        if scope["path"] not in _CHAT and not _PREDICT.fullmatch(scope["path"]):
             raise RequestError(f"there is no POST {scope['path']} here", status=404)
         body = await _read_body(scope, receive)
-        scope["toolwise"] = Arrival(caller.name, deadline)
-        answering = asyncio.create_task(self._place_and_answer(scope, caller, body, deadline, send))
+        scope["toolwise"] = arrival
+        answering = asyncio.create_task(
+            self._place_and_answer(scope, caller, body, arrival.deadline, send)
+        )
         leaving = asyncio.create_task(_until_gone(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -101,7 +122,8 @@ class Guard:
             message = f"no place became free within {self._seconds:.0f} s"
             raise RequestError(message, None, 429, "queue_timeout", retry_after=1) from None
         try:
-            await self._app(scope, _replayed(body), send)
+            app = self._chat if scope["path"] in _CHAT else self._app
+            await app(scope, _replayed(body), send)
         finally:
             await place.__aexit__(None, None, None)
 

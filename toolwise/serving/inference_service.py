@@ -15,44 +15,18 @@ from kserve import (
     constants,
 )
 from kubernetes import client as k8s
-from pydantic import BaseModel, ConfigDict, Field
 
 from toolwise.errors import InputError
+from toolwise.serving.cluster import ClusterSettings
 from toolwise.serving.settings import ServingSettings
 from toolwise.tools.sandbox.contract import Isolation
 
 PORT = 8080
 STORAGE = ("s3", "gs", "hf", "pvc", "oci")
 _SHUTDOWN_SECONDS = 10
+_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
 _KSERVES = ("--name", "--port")
 """Options that KServe gives in its own spelling."""
-
-
-class ClusterSettings(BaseModel):
-    """Where and on what an endpoint runs.
-
-    Args:
-        namespace: of the InferenceService.
-        image: the agent's container image.
-        service_account: whose credentials fetch model and corpus.
-        gpus: per predictor replica.
-        cpu, memory: of one predictor replica.
-        context_tokens: longest conversation the predictor takes.
-        replicas: smallest and largest number of replicas of each part.
-        secret: Kubernetes secret with `SERPER_API_KEY`, where the agent's search asks Serper.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    namespace: str
-    image: str
-    service_account: str | None = None
-    gpus: int = Field(default=1, ge=0)
-    cpu: str = "8"
-    memory: str = "48Gi"
-    context_tokens: int = Field(default=16384, ge=1)
-    replicas: tuple[int, int] = (1, 1)
-    secret: str = "toolwise-storage"
 
 
 def inference_service(
@@ -121,9 +95,11 @@ def _agent(
     # KServe itself adds --model_name, --predictor_host and --http_port.
     options = serving.model_copy(update={"host": "0.0.0.0"}).options()
     args = [f"{name}={value}" for name, value in options.items() if name not in _KSERVES]
-    keys = serving.search.keys if serving.search else ()
+    keys = [*(serving.search.keys if serving.search else ())]
     if corpus_uri is not None:
         args.append(f"--corpus={corpus_uri}")
+        keys += _S3_KEYS if corpus_uri.startswith("s3://") else ()
+    volumes, mounts = _keys_file(serving, cluster)
     ready = k8s.V1Probe(
         http_get=k8s.V1HTTPGetAction(path=f"/v1/models/{serving.name}", port=PORT),
         period_seconds=5,
@@ -135,6 +111,7 @@ def _agent(
         command=["python", "-m", "toolwise.serving"],
         args=args,
         env=[_secret_variable(cluster.secret, key) for key in keys] or None,
+        volume_mounts=mounts or None,
         ports=[k8s.V1ContainerPort(container_port=PORT, protocol="TCP")],
         readiness_probe=ready,
         resources=k8s.V1ResourceRequirements(
@@ -154,6 +131,7 @@ def _agent(
         runtime_class_name="gvisor" if serving.isolation is Isolation.GVISOR else None,
         service_account_name=cluster.service_account,
         automount_service_account_token=False,
+        volumes=volumes or None,
         containers=[container],
     )
 
@@ -161,3 +139,20 @@ def _agent(
 def _secret_variable(secret: str, key: str) -> k8s.V1EnvVar:
     selector = k8s.V1SecretKeySelector(name=secret, key=key)
     return k8s.V1EnvVar(name=key, value_from=k8s.V1EnvVarSource(secret_key_ref=selector))
+
+
+def _keys_file(
+    serving: ServingSettings, cluster: ClusterSettings
+) -> tuple[list[k8s.V1Volume], list[k8s.V1VolumeMount]]:
+    """The secret with the file of API keys, mounted where the agent looks for it."""
+    if serving.keys is None:
+        return [], []
+    if cluster.keys_secret is None:
+        raise InputError(
+            f"serve.keys is {serving.keys}, but kubeflow.serving.keys_secret does not name the "
+            "Kubernetes secret that holds it"
+        )
+    source = k8s.V1SecretVolumeSource(secret_name=cluster.keys_secret)
+    volume = k8s.V1Volume(name="api-keys", secret=source)
+    folder = str(serving.keys.parent)
+    return [volume], [k8s.V1VolumeMount(name="api-keys", mount_path=folder, read_only=True)]

@@ -30,8 +30,8 @@ class ApiKey(BaseModel):
 
     name: str = Field(pattern=r"^[\w.@-]+$")
     key: SecretStr = Field(min_length=16)
-    requests_per_minute: int | None = Field(None, ge=1)
-    concurrent: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    concurrent: int | None = Field(default=None, ge=1)
 
 
 ANYONE = ApiKey(name="anyone", key=SecretStr("no key is asked for"))

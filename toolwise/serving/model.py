@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import kserve
 from kserve.errors import InvalidInput
@@ -29,7 +29,11 @@ from toolwise.serving.openai_api import (
 from toolwise.serving.settings import ServingSettings
 from toolwise.serving.streaming import ListenedEngine, Listener
 from toolwise.serving.telemetry import FAILURES, RequestTrace, trace_request
+from toolwise.serving.trace_sample import TraceSample
 from toolwise.tools import Tool
+
+if TYPE_CHECKING:
+    from toolwise.tracking.served import ServedTraces
 
 
 class ServedEngine(Engine, Protocol):
@@ -47,6 +51,7 @@ class AgentModel(kserve.Model):
         settings: name and limits.
         open_engine: makes the engine; called by `load`.
         tools: what the model may call; closed with the server.
+        traces: where a sample of the requests is traced; None traces none.
     """
 
     def __init__(
@@ -54,11 +59,13 @@ class AgentModel(kserve.Model):
         settings: ServingSettings,
         open_engine: Callable[[], ServedEngine],
         tools: Sequence[Tool],
+        traces: ServedTraces | None = None,
     ) -> None:
         super().__init__(settings.name)
         self.settings = settings
         self._open_engine = open_engine
         self._tools = tuple(tools)
+        self._traces = traces
 
     def load(self) -> bool:
         """Make the engine; the model is ready afterwards."""
@@ -75,21 +82,23 @@ class AgentModel(kserve.Model):
         finally:
             for tool in self._tools:
                 await tool.aclose()
+            if self._traces:
+                await asyncio.to_thread(self._traces.close)
 
     async def answer(
         self,
         request: ChatRequest,
+        arrival: Arrival,
         listener: Listener | None = None,
         headers: Mapping[str, str] | None = None,
-        arrival: Arrival | None = None,
     ) -> list[Rollout]:
         """Run the agent on one request.
 
         Args:
             request: what was asked.
-            listener: told what happens while it does.
-            headers: of the HTTP request; a `traceparent` makes the spans part of the caller's.
-            arrival: whose request it is, and its deadline; by default it comes just now.
+            arrival: whose request it is, and when it must be answered.
+            listener: told what happens meanwhile.
+            headers: of the HTTP request; a `traceparent` makes the spans part of the client's.
 
         Returns:
             One rollout for each of the `n` choices.
@@ -100,22 +109,25 @@ class AgentModel(kserve.Model):
         """
         self._check(request)
         seconds = self.settings.request_seconds
-        arrival = arrival or Arrival(ANYONE.name, time.monotonic() + seconds)
         names = [tool.name for tool in self._tools]
         with trace_request(
             self.name, request.tools_offered, names, headers or {}, arrival.caller
         ) as trace:
+            sample = TraceSample(self._traces, arrival.id, len(request.messages))
             try:
                 async with asyncio.timeout(arrival.deadline - time.monotonic()):
-                    rollouts = await self._run(request, trace, listener)
+                    rollouts = await self._run(request, trace, sample, listener)
             except TimeoutError:
                 FAILURES.inc()
+                sample.failed(f"no answer within {seconds} s")
                 raise BackendError(f"no answer within {seconds} s") from None
-            except BackendError:
+            except BackendError as error:
                 FAILURES.inc()
+                sample.failed(str(error))
                 raise
             for rollout in rollouts:
                 trace.answered(rollout, request.tools_offered)
+                sample.answered(rollout)
             return rollouts
 
     async def predict(
@@ -129,27 +141,36 @@ class AgentModel(kserve.Model):
             raise InvalidInput("ask in KServe's v1 protocol: a chat request per instance")
         try:
             requests = [ChatRequest.model_validate(instance) for instance in payload["instances"]]
-            answers = [await self.answer(request, headers=headers) for request in requests]
+            answers = [
+                await self.answer(request, self._arrival(), headers=headers) for request in requests
+            ]
         except ValidationError as error:
             raise InvalidInput(str(validation_error(error.errors()))) from error
         except InputError as error:
             raise InvalidInput(str(error)) from error
         return {
             "predictions": [
-                Reply(self.name).completion(rollouts, request.tools_offered)
+                Reply(self.name, self._arrival().id).completion(rollouts, request.tools_offered)
                 for request, rollouts in zip(requests, answers, strict=True)
             ]
         }
 
+    def _arrival(self) -> Arrival:
+        return Arrival.at_once(ANYONE.name, self.settings.request_seconds)
+
     async def _run(
-        self, request: ChatRequest, trace: RequestTrace, listener: Listener | None
+        self,
+        request: ChatRequest,
+        trace: RequestTrace,
+        sample: TraceSample,
+        listener: Listener | None,
     ) -> list[Rollout]:
         """Every choice is an agent of its own, which waits for no other."""
         asked = await read_conversation(request, self.settings.private_images)
         try:
             async with asyncio.TaskGroup() as group:
                 choices = [
-                    group.create_task(self._choice(number, request, asked, trace, listener))
+                    group.create_task(self._choice(number, request, asked, trace, sample, listener))
                     for number in range(request.n)
                 ]
         except ExceptionGroup as failures:
@@ -162,10 +183,12 @@ class AgentModel(kserve.Model):
         request: ChatRequest,
         asked: Conversation,
         trace: RequestTrace,
+        sample: TraceSample,
         listener: Listener | None,
     ) -> Rollout:
         def observe(rollout: Rollout, happened: Turn | CallRecord) -> None:
             trace.event(rollout, happened)
+            sample.progressed(rollout)
             if listener:
                 listener(number, happened)
 

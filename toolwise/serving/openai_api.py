@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -50,9 +49,9 @@ class RequestError(InputError):
 
 
 class _Strict(BaseModel):
-    """Unknown fields are errors; null means not given, as with OpenAI."""
+    """Unknown fields and other types are errors; null means not given, as with OpenAI."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -270,9 +269,8 @@ def _read_call(call: RequestedCall, where: str) -> dict[str, Any]:
 class Reply:
     """One completion's identity, rendered whole or as chunks of a stream."""
 
-    def __init__(self, model: str) -> None:
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._head = {"id": self.id, "created": int(time.time()), "model": model}
+    def __init__(self, model: str, name: str) -> None:
+        self._head = {"id": name, "created": int(time.time()), "model": model}
 
     def completion(self, rollouts: Sequence[Rollout], tools_offered: bool) -> dict[str, Any]:
         """The body of a reply that is not streamed."""

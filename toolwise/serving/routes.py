@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import fastapi
-from fastapi.responses import Response, StreamingResponse
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toolwise.serving.failures import describe_error
 from toolwise.serving.guard import Arrival
@@ -22,23 +24,12 @@ _LARGE_BODY = 256 * 1024
 
 
 def openai_router(model: AgentModel) -> fastapi.APIRouter:
-    """`/openai/v1/…`, `/v1/…` and the page for one model, which runs as long as the server."""
+    """The list of models and the page beside KServe's routes; the model runs while they do."""
 
     @asynccontextmanager
     async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
         async with model.running():
             yield
-
-    async def chat_completions(request: fastapi.Request) -> Response:
-        try:
-            asked = await _read(await request.body())
-            if asked.stream:
-                return await _stream(model, asked, request)
-            rollouts = await model.answer(asked, headers=request.headers, arrival=_arrival(request))
-            return _json(Reply(model.name).completion(rollouts, asked.tools_offered))
-        except Exception as error:
-            failed = describe_error(error)
-            return _json(failed.body, failed.status, dict(failed.headers))
 
     async def list_models() -> Response:
         # `models` is what KServe's own /v1/models says.
@@ -47,12 +38,36 @@ def openai_router(model: AgentModel) -> fastapi.APIRouter:
 
     router = fastapi.APIRouter(lifespan=lifespan)
     for prefix in ("/openai/v1", "/v1"):
-        router.add_api_route(
-            f"{prefix}/chat/completions", chat_completions, methods=["POST"], response_model=None
-        )
         router.add_api_route(f"{prefix}/models", list_models, methods=["GET"])
     router.include_router(page_router())
     return router
+
+
+def chat_application(model: AgentModel) -> ASGIApp:
+    """Chat completions for requests that were let in.
+
+    An application of its own: KServe's measures and logs each request three times over, which
+    takes longer than everything here.
+    """
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await _answer(model, Request(scope, receive), scope["toolwise"])
+        await response(scope, receive, send)
+
+    return application
+
+
+async def _answer(model: AgentModel, request: Request, arrival: Arrival) -> Response:
+    try:
+        reply = Reply(model.name, arrival.id)
+        asked = await _read(await request.body())
+        if asked.stream:
+            return await _stream(model, asked, request, arrival, reply)
+        rollouts = await model.answer(asked, arrival, headers=request.headers)
+        return _json(reply.completion(rollouts, asked.tools_offered))
+    except Exception as error:
+        failed = describe_error(error)
+        return _json(failed.body, failed.status, dict(failed.headers))
 
 
 async def _read(body: bytes) -> ChatRequest:
@@ -62,19 +77,15 @@ async def _read(body: bytes) -> ChatRequest:
     return ChatRequest.model_validate_json(body)
 
 
-async def _stream(model: AgentModel, asked: ChatRequest, request: fastapi.Request) -> Response:
+async def _stream(
+    model: AgentModel, asked: ChatRequest, request: Request, arrival: Arrival, reply: Reply
+) -> Response:
     stream = AnswerStream(
-        asked,
-        Reply(model.name),
-        lambda listener: model.answer(asked, listener, request.headers, _arrival(request)),
+        asked, reply, lambda listener: model.answer(asked, arrival, listener, request.headers)
     )
     await stream.begin()
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream.chunks(), headers=headers, media_type="text/event-stream")
-
-
-def _arrival(request: fastapi.Request) -> Arrival | None:
-    return request.scope.get("toolwise")
 
 
 def _json(

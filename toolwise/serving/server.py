@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from toolwise.tools import open_tools
 
 if TYPE_CHECKING:
     from toolwise.serving.model import ServedEngine
+    from toolwise.tracking.served import ServedTraces
 
 
 UPSTREAM_KEY = "OPENAI_API_KEY"
@@ -76,17 +78,17 @@ def serve(
     from toolwise.serving.admission import Admission
     from toolwise.serving.guard import Guard
     from toolwise.serving.model import AgentModel
-    from toolwise.serving.routes import openai_router
+    from toolwise.serving.routes import chat_application, openai_router
     from toolwise.serving.telemetry import start_tracing
 
     tracing = start_tracing()
-    model = AgentModel(settings, lambda: _open_engine(source), tools)
+    model = AgentModel(settings, lambda: _open_engine(source), tools, _open_traces(settings))
     model.load()
     app.include_router(openai_router(model))
     server = ModelServer(http_port=settings.port, enable_grpc=False)
     server.register_model(model)
     admission = Admission(settings.concurrency, settings.queue)
-    guarded: Any = Guard(app, admission, keys, settings.request_seconds)
+    guarded: Any = Guard(app, chat_application(model), admission, keys, settings.request_seconds)
     rest = RESTServer(
         guarded,
         server.dataplane,
@@ -94,12 +96,23 @@ def serve(
         settings.port,
         grace_period=settings.request_seconds,
     )
+    # What is there now stays: looking through it for garbage would hold requests up.
+    gc.collect()
+    gc.freeze()
     # uvicorn raises the signal again once it has finished what it had.
     signal.signal(signal.SIGTERM, _exit)
     try:
         rest.run(sockets=[listener])
     finally:
         tracing.shutdown()
+
+
+def _open_traces(settings: ServingSettings) -> ServedTraces | None:
+    if settings.trace_share == 0:
+        return None
+    from toolwise.tracking.served import ServedTraces
+
+    return ServedTraces(settings.name, settings.trace_share)
 
 
 def _open_engine(source: Path | Upstream) -> ServedEngine:

@@ -27,6 +27,7 @@ class ServingSettings(BaseModel):
         concurrency: requests answered at a time.
         queue: requests that may wait for that; further ones are told when to come again.
         keys: YAML file of API keys (`toolwise.serving.keys.ApiKey`); none asks nobody for a key.
+        trace_share: share of requests traced in MLflow; with any, failed ones always are.
         private_images: let image URLs point to private and local addresses.
         search: the search tools; as the profile has it (as an option, JSON).
     """
@@ -44,6 +45,7 @@ class ServingSettings(BaseModel):
     concurrency: int = Field(default=64, ge=1)
     queue: int = Field(default=256, ge=0)
     keys: Path | None = None
+    trace_share: float = Field(default=0.0, ge=0, le=1)
     private_images: bool = False
     search: SearchSettings | None = None
 

@@ -133,7 +133,7 @@ class AnswerStream:
             for choice in range(self._request.n):
                 role = {"role": "assistant", "content": ""}
                 yield server_sent(self._reply.chunk(role, index=choice))
-            happened = self._first or await self._next()
+            happened: Any = self._first or await self._next()
             while happened is not None:
                 if happened == "idle":
                     yield b": still at it\n\n"

@@ -19,6 +19,8 @@ from toolwise.errors import InputError
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
+_tracer = trace.get_tracer("toolwise")  # of the provider that is set later
+
 TOOL_CALLS = Counter("toolwise_tool_calls", "Tool calls made.", ["tool"])
 ABSTAINED = Counter("toolwise_abstained", "Answers without a call though tools were offered.")
 FAILURES = Counter("toolwise_backend_failures", "Requests ended by a model or tool backend.")
@@ -40,7 +42,7 @@ def start_tracing() -> TracerProvider:
     """Export spans as OpenTelemetry's environment variables say.
 
     `OTEL_TRACES_EXPORTER` is `otlp` (HTTP; the default once an OTLP endpoint is set), `console`
-    or `none`.
+    or `none`, which makes no spans at all.
 
     Raises:
         InputError: no such exporter is installed.
@@ -49,7 +51,8 @@ def start_tracing() -> TracerProvider:
     endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     default = "otlp" if any(os.environ.get(name) for name in endpoints) else "none"
     provider = TracerProvider()
-    for name in (os.environ.get("OTEL_TRACES_EXPORTER") or default).split(","):
+    names = (os.environ.get("OTEL_TRACES_EXPORTER") or default).split(",")
+    for name in names:
         if name == "none":
             continue
         entry = "otlp_proto_http" if name == "otlp" else name
@@ -59,7 +62,8 @@ def start_tracing() -> TracerProvider:
                 f"OTEL_TRACES_EXPORTER={name}: no such exporter is installed; use otlp or console"
             )
         provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
-    trace.set_tracer_provider(provider)
+    if names != ["none"]:
+        trace.set_tracer_provider(provider)
     return provider
 
 
@@ -115,7 +119,7 @@ class RequestTrace:
     def _child(self, name: str, seconds: float, attributes: Mapping[str, str | int | bool]) -> None:
         end = time.time_ns()
         start = end - int(seconds * 1e9)
-        span = _tracer().start_span(name, self._context, attributes=attributes, start_time=start)
+        span = _tracer.start_span(name, self._context, attributes=attributes, start_time=start)
         span.end(end)
 
 
@@ -137,7 +141,7 @@ def trace_request(
         caller: name of the API key.
     """
     started = time.perf_counter()
-    with _tracer().start_as_current_span(
+    with _tracer.start_as_current_span(
         "invoke_agent",
         propagate.extract(dict(headers)),
         attributes={
@@ -150,7 +154,3 @@ def trace_request(
         yield RequestTrace(span, tool_names)
         tools = "auto" if tools_offered else "none"
         REQUEST_SECONDS.labels(tools).observe(time.perf_counter() - started)
-
-
-def _tracer() -> trace.Tracer:
-    return trace.get_tracer("toolwise")

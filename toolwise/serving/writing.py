@@ -91,11 +91,11 @@ class Writing:
     def draw(self, logits_V: Tensor) -> int:
         """A token from the request's own distribution, with its own random numbers."""
         if self._generator is None:
-            self._generator = torch.Generator(logits_V.device)
+            self._generator = generator = torch.Generator(logits_V.device)
             if self._sampling.seed is None:
-                self._generator.seed()
+                generator.seed()
             else:
-                self._generator.manual_seed(self._sampling.seed)
+                generator.manual_seed(self._sampling.seed)
         probabilities_V = (logits_V / self._sampling.temperature).softmax(-1)
         if self._sampling.top_p < 1:
             ordered_V, order_V = probabilities_V.sort(descending=True)

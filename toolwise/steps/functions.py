@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolwise.events import EventSink
+from toolwise.steps.alarm import log_training
+from toolwise.steps.lineage import linked
 from toolwise.steps.running import FinishedStep, Step, experiment_name, perform, pipeline_run
+from toolwise.steps.training import training
 
 if TYPE_CHECKING:
     from toolwise.data import Task
@@ -144,7 +148,7 @@ def train_hdpo(step: Step) -> Outputs:
         out_dir=checkpoint,
         settings=settings,
         seed=step.seed,
-        log=step.run.log,
+        log=partial(log_training, step.run),
         progress=step.events.progress,
     )
     return {"checkpoint": checkpoint}
@@ -174,13 +178,16 @@ def evaluate(step: Step) -> Outputs:
 def promote(step: Step) -> Outputs:
     """Decide, register the checkpoint, and crown it if it passed."""
     from toolwise.promotion.judging import judge
+    from toolwise.promotion.lineage import read_lineage
+    from toolwise.promotion.model_card import model_card
     from toolwise.promotion.policy import GatePolicy
     from toolwise.promotion.registry import Registry
     from toolwise.tracking import Connection
 
     challenger = step.path("challenger")
-    registry = Registry(experiment_name(), Connection())
     run_id = (challenger / RUN_ID_FILE).read_text()
+    connection = Connection()
+    registry = Registry(experiment_name(), connection)
     judged = judge(
         registry,
         step.settings_as(GatePolicy),
@@ -189,8 +196,15 @@ def promote(step: Step) -> Outputs:
         run_id=run_id,
         champion=step.inputs.get("champion"),
     )
-    version = registry.register(run_id, str(step.path("model")))
+    source = str(step.path("model"))
+    version = registry.register(run_id, source)
     decision = registry.record(version, *judged)
+    lineage = read_lineage(connection, run_id)
+    metrics = json.loads((challenger / "metrics.json").read_text(encoding="utf-8"))
+    card = step.folder / "model_card.md"
+    card.write_text(model_card(registry.name, lineage, metrics, decision, source), encoding="utf-8")
+    registry.describe(version, card.read_text(encoding="utf-8"), lineage.tags())
+    step.run.artifact(card)
     file = step.folder / "decision.json"
     decision.write(file)
     step.run.artifact(file)
@@ -199,20 +213,33 @@ def promote(step: Step) -> Outputs:
 
 def deploy(step: Step) -> Outputs:
     """Serve the promoted model, and ask it one item it solves without tools and one with."""
-    from toolwise.serving.deploy import ask_two, deploy_local
-    from toolwise.serving.settings import ServingSettings
+    from toolwise.serving.cluster import DeploymentSettings
+    from toolwise.serving.deploy import Endpoint, ask_two, check_answered, deploy_local
 
-    direct, needs_tool = _two_items(step.path("evaluation"), step.path("benchmark"))
-    endpoint = deploy_local(
-        step.path("model"),
-        step.path("corpus"),
-        step.folder.parent,
-        step.settings_as(ServingSettings),
-    )
-    for name in ("model", "corpus"):
-        _point(step.folder.parent / name, step.path(name))
+    settings = step.settings_as(DeploymentSettings)
+    model, corpus = step.path("model"), step.path("corpus")
+    questions = _two_items(step.path("evaluation"), step.path("benchmark"))
     answers = step.folder / "endpoint.json"
-    ask_two(endpoint, direct, needs_tool, answers)
+
+    def attempt(endpoint: Endpoint) -> None:
+        check_answered(ask_two(endpoint, *questions, answers))
+
+    if settings.cluster is None:
+        endpoint = deploy_local(model, corpus, step.folder.parent, settings.serve)
+        for name in ("model", "corpus"):
+            _point(step.folder.parent / name, step.path(name))
+        ask_two(endpoint, *questions, answers)
+    else:
+        from toolwise.serving.kubernetes_deploy import deploy_checkpoint
+
+        deploy_checkpoint(
+            model,
+            corpus,
+            settings.serve,
+            settings.cluster,
+            attempt,
+            told=lambda why: step.events.progress(0, 1, why),
+        )
     step.run.artifact(answers)
     return {"endpoint": answers}
 
@@ -263,11 +290,11 @@ def report(step: Step) -> Outputs:
 
 STEPS: dict[str, Callable[[Step], Outputs]] = {
     "prepare-data": prepare_data,
-    "base-model": base_model,
-    "curate-sft": curate_sft,
-    "train-sft": train_sft,
-    "curate-rl": curate_rl,
-    "train-hdpo": train_hdpo,
+    "base-model": linked(base_model),
+    "curate-sft": linked(curate_sft),
+    "train-sft": linked(training(train_sft)),
+    "curate-rl": linked(curate_rl),
+    "train-hdpo": linked(training(train_hdpo)),
     "evaluate": evaluate,
     "promote": promote,
     "deploy": deploy,
@@ -284,6 +311,7 @@ def run_step(
     seed: int,
     *,
     stage: str = "",
+    again: bool = False,
     sink: EventSink | None = None,
     **inputs: str,
 ) -> FinishedStep:
@@ -294,11 +322,11 @@ def run_step(
         settings: its section of the profile, as JSON.
         seed: the run's seed.
         stage: the checkpoint an evaluation is of.
+        again: do it even if an earlier run did.
         sink: who hears of its progress; by default whom the environment names.
         inputs: paths by input name.
 
     Raises:
-    again: bool = False,
         ToolwiseError: as the step raises it; whoever watches is told before.
     """
     label = f"{name} {stage}".rstrip()
@@ -309,7 +337,6 @@ def run_step(
 def finish_run(*, succeeded: bool, reason: str = "") -> None:
     """Close the MLflow run that the steps of the pipeline run logged under."""
     from toolwise import tracking
-        again: do it even if an earlier run did.
 
     tracking.end_pipeline_run(
         pipeline_run(), failure=None if succeeded else reason or "a step failed"

@@ -7,6 +7,7 @@ directly, with a bound on retries.
 """
 
 from toolwise.tracking.connection import Connection
+from toolwise.tracking.delivery import DIGEST_TAG
 from toolwise.tracking.provenance import git_commit
 from toolwise.tracking.runs import (
     FAILURE_TAG,
@@ -20,6 +21,7 @@ from toolwise.tracking.runs import (
 )
 
 __all__ = [
+    "DIGEST_TAG",
     "FAILURE_TAG",
     "PIPELINE_RUN_TAG",
     "Connection",

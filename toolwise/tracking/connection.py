@@ -53,6 +53,7 @@ class Connection:
         # The bound on retries is ours, and MLflow's own would multiply it.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         if uri is not None:
             mlflow.set_tracking_uri(uri)  # traces only know the process-wide address
         self.uri = mlflow.get_tracking_uri()

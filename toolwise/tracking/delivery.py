@@ -105,9 +105,9 @@ class Delivery:
             case Metrics():
                 self._metrics(entry)
             case Data():
-                dataset = Dataset(
-                    entry.name, entry.digest, "local", json.dumps({"uri": entry.place})
-                )
+                source = json.dumps({"uri": entry.place})
+                profile = None if entry.rows is None else json.dumps({"rows": entry.rows})
+                dataset = Dataset(entry.name, entry.digest, "local", source, profile=profile)
                 tag = InputTag("mlflow.data.context", entry.context)
                 client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
             case Model():

@@ -93,6 +93,7 @@ class Data(_Entry):
         name, digest: which.
         place: where it stands.
         context: `training`, `evaluation`, ….
+        rows: how many it has, where that is known.
     """
 
     do: Literal["data"] = "data"
@@ -100,6 +101,7 @@ class Data(_Entry):
     digest: str
     place: str
     context: str
+    rows: int | None = None
 
 
 class Model(_Entry):

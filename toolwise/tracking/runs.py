@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pyarrow import ArrowInvalid, parquet
 from pydantic import BaseModel
 
 from toolwise.errors import BackendError
@@ -181,9 +182,14 @@ class Run:
     def dataset(self, path: Path, context: str) -> DataFile:
         """Link a data file by name and digest; `context` is `training`, `evaluation`, …"""
         data = DataFile(path.name, content_digest(path)[:_DIGEST])
-        place = str(path.absolute())
         self._spool.append(
-            entries.Data(name=data.name, digest=data.digest, place=place, context=context)
+            entries.Data(
+                name=data.name,
+                digest=data.digest,
+                place=str(path.absolute()),
+                context=context,
+                rows=_rows(path),
+            )
         )
         return data
 
@@ -277,6 +283,14 @@ class Run:
         )
         self._spool.append(model)
         return digest
+
+
+def _rows(path: Path) -> int | None:
+    """Rows of a Parquet file; None of anything else."""
+    try:
+        return parquet.read_metadata(path).num_rows
+    except (ArrowInvalid, OSError):
+        return None
 
 
 def _flat(params: BaseModel | Mapping[str, Any] | None) -> Iterable[tuple[str, str]]:

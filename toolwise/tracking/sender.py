@@ -23,7 +23,7 @@ FLUSH_SECONDS = 5.0
 OPENING_SECONDS = 10.0
 """How long a step that begins waits for MLflow before it goes on without."""
 
-CLOSING_SECONDS = 60.0
+CLOSING_SECONDS = 180.0
 """How long a step that ends waits for MLflow before it leaves the rest to the next run."""
 
 _CREDENTIALS = {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED"}
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Sends one spool to MLflow in the background, and then what dead processes have left.
+    """Sends one spool to MLflow in the background, and before it what dead processes have left.
 
     Args:
         spool: this step's; its first entry is written.
@@ -45,7 +45,7 @@ class Sender:
         self._changed = threading.Condition()
         self._asked = 0  # times somebody wanted everything sent at once
         self._sent_for = 0  # of those, how many have been granted
-        self._failures = 0  # in a row
+        self._failures = 0  # in a row, with nothing delivered between them
         self._last_error: BaseException | None = None
         self._closing = False
         self._keep = True
@@ -86,6 +86,8 @@ class Sender:
         """
         if not self.drain(float("inf"), failures=retry.ATTEMPTS) or self._delivery is None:
             last = self._last_error
+            if last is None:
+                raise BackendError(f"{self._connection.name} had not replied when the step ended")
             raise BackendError(
                 f"{self._connection.name} failed {retry.ATTEMPTS} times; last error: "
                 f"{type(last).__name__}: {last}"
@@ -114,14 +116,14 @@ class Sender:
         Returns:
             Whether everything is sent.
         """
-        done = self.drain(CLOSING_SECONDS, failures=3)
+        done = self.drain(CLOSING_SECONDS, failures=retry.ATTEMPTS)
         self._stop(keep=not done)
         if not done:
             _log.warning(
                 "%s does not answer (%s); what it has not been told is kept in %s, and the next "
                 "run sends it",
                 self._connection.name,
-                self._last_error,
+                self._last_error or "no reply yet",
                 self._spool.folder,
             )
         return done
@@ -141,8 +143,9 @@ class Sender:
             if closing:
                 break
             try:
-                self._send_own()
-                self._send_left_behind()
+                delivery = self._open_own()
+                self._send_left_behind()  # first, for it is older
+                self._send(self._spool, delivery)
             except Exception as error:  # all that MLflow and its stores may raise
                 self._failed(error)
             else:
@@ -152,25 +155,23 @@ class Sender:
         else:
             self._spool.remove()
 
-    def _send_own(self) -> None:
+    def _open_own(self) -> Delivery:
         if self._delivery is None:
             delivery = Delivery(self._connection, self._spool, live=True)
             delivery.open(self._spool.entries()[0])
             self._delivery = delivery
-        self._send(self._spool, self._delivery)
+        return self._delivery
 
     def _send_left_behind(self) -> None:
         for spool in left_behind(self._connection.uri):
             try:
                 self._finish(spool)
             except Exception as error:
-                if not _may_pass_here(error):
-                    _log.warning(
-                        "%s refused %s: %s", self._connection.name, spool.set_aside(), error
-                    )
-                spool.release()
                 if _may_pass_here(error):
+                    spool.release()
                     raise
+                kept = spool.set_aside()
+                _log.warning("%s refused what is in %s: %s", self._connection.name, kept, error)
             else:
                 spool.remove()
 
@@ -196,6 +197,7 @@ class Sender:
                     raise
                 _set_aside(spool, [one.entry for one in together], error)
             spool.mark_sent(together[-1])
+            self._failures = 0
             unsent = unsent[len(together) :]
 
     def _succeeded(self, asked: int) -> None:

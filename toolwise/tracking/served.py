@@ -57,6 +57,7 @@ class ServedTraces:
 
     def __init__(self, experiment: str, share: float, uri: str | None = None) -> None:
         self.dropped = 0
+        self._dropping = threading.Lock()
         self._experiment = experiment
         self._share = share
         self._uri = uri
@@ -104,8 +105,10 @@ class ServedTraces:
         mlflow.flush_trace_async_logging()
 
     def _drop(self, why: object) -> None:
-        self.dropped += 1
-        if self.dropped == 1:
+        with self._dropping:
+            self.dropped += 1
+            first = self.dropped == 1
+        if first:
             _log.warning("a trace was dropped, and so will others be until it is mended: %s", why)
 
 

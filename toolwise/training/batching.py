@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from toolwise.agent.rendering import RenderedConversation, Renderer
-from toolwise.agent.transformers_engine import mrope_positions
+from toolwise.agent.mrope import mrope_positions
 
 IGNORED = -100
 """Label of a token the loss does not count."""

@@ -17,6 +17,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from toolwise.errors import InputError
 from toolwise.progress import Log, Progress
 from toolwise.storage import atomic_directory
+from toolwise.training.hdpo.collapse import ALARM
+from toolwise.training.launcher.fsdp import fsdp_arguments, shards
+from toolwise.training.policy import save_policy
+from toolwise.training.settings import HdpoSettings, SftSettings
 
 CURVE = "train_log.jsonl"
 """The training curve, written beside the model: one JSON object per logged step."""
@@ -47,10 +51,12 @@ def working_directory(
     return work
 
 
-def trainer_arguments(work: Path, seed: int, checkpoint_every: int) -> dict[str, Any]:
+def trainer_arguments(
+    work: Path, seed: int, settings: SftSettings | HdpoSettings
+) -> dict[str, Any]:
     """Arguments that every TRL trainer here shares."""
     cuda = torch.cuda.is_available()
-    return {
+    arguments: dict[str, Any] = {
         "output_dir": str(work),
         "seed": seed,
         "data_seed": seed,
@@ -60,12 +66,13 @@ def trainer_arguments(work: Path, seed: int, checkpoint_every: int) -> dict[str,
         "gradient_checkpointing": cuda,
         "logging_steps": 1,
         "save_strategy": "steps",
-        "save_steps": checkpoint_every,
+        "save_steps": settings.checkpoint_every,
         "save_total_limit": 1,
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
     }
+    return arguments | fsdp_arguments() if shards(settings) else arguments
 
 
 def per_device(batch_size: int, accumulate: int = 1) -> int:
@@ -93,7 +100,7 @@ def train_and_publish(
     trainer.add_callback(_Reporting(log, progress))
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     final = work / "final"
-    trainer.save_model(str(final))  # on every process: a sharded model is gathered
+    save_policy(trainer, final)
     if trainer.accelerator.is_main_process:
         with atomic_directory(out_dir) as folder:
             skip = shutil.ignore_patterns("training_args.bin", "README.md")
@@ -138,6 +145,8 @@ class _Reporting(TrainerCallback):
             self._log(metrics, state.global_step)
         if self._progress:
             note = ", ".join(f"{key} {metrics[key]:.3f}" for key in _NOTED if key in metrics)
+            if metrics.get(ALARM):
+                note += ", tool use is collapsing"
             self._progress(state.global_step, state.max_steps, note)
 
 

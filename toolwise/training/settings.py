@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -14,6 +15,23 @@ from pydantic import (
 )
 
 from toolwise.tools.search.settings import SearchSettings
+from toolwise.training.hardware import HardwareSettings
+
+
+class LoraSettings(BaseModel):
+    """Low-rank adapters on the language model's linear layers; the rest stays as it is.
+
+    Args:
+        rank: of the two matrices beside each layer's.
+        alpha: their product counts alpha / rank.
+        dropout: on what goes into them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: PositiveInt = 32
+    alpha: PositiveInt = 64
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class SftSettings(BaseModel):
@@ -28,8 +46,10 @@ class SftSettings(BaseModel):
         learning_rate: peak of a cosine after the warm-up.
         warmup_steps: linear warm-up.
         freeze_vision: train the language model only; what the encoder sees stays as it was.
+        lora: train adapters instead of the weights.
         checkpoint_every: steps between checkpoints.
         search: the search tools the prompts offer; as the profile has it.
+        hardware: where it runs; as the profile has it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,8 +61,10 @@ class SftSettings(BaseModel):
     learning_rate: PositiveFloat = 1e-3
     warmup_steps: NonNegativeInt = 20
     freeze_vision: bool = False
+    lora: LoraSettings | None = None
     checkpoint_every: PositiveInt = 100
     search: SearchSettings | None = None
+    hardware: HardwareSettings | None = None
 
 
 class HdpoSettings(BaseModel):
@@ -57,6 +79,7 @@ class HdpoSettings(BaseModel):
         learning_rate: peak, falling linearly to 0 after the warm-up.
         warmup_steps: linear warm-up.
         freeze_vision: train the language model only.
+        lora: train adapters instead of the weights.
         variant: `hdpo`; `grpo` (no efficiency channel); `coupled` (one channel, the reward is
             accuracy + alpha · efficiency); `eapo` (one channel, EAPO's difficulty-aware reward,
             whose beta is alpha).
@@ -77,6 +100,7 @@ class HdpoSettings(BaseModel):
         isolation: lowest isolation accepted for the python sandbox.
         checkpoint_every: steps between checkpoints.
         search: the search tools; as the profile has it.
+        hardware: where it runs; as the profile has it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,6 +113,7 @@ class HdpoSettings(BaseModel):
     learning_rate: PositiveFloat = 5e-5
     warmup_steps: NonNegativeInt = 5
     freeze_vision: bool = False
+    lora: LoraSettings | None = None
     variant: Literal["hdpo", "grpo", "coupled", "eapo"] = "hdpo"
     w_acc: NonNegativeFloat = 1.0
     w_tool: NonNegativeFloat = 0.15
@@ -107,3 +132,4 @@ class HdpoSettings(BaseModel):
     isolation: str = "bubblewrap"
     checkpoint_every: PositiveInt = 25
     search: SearchSettings | None = None
+    hardware: HardwareSettings | None = None

@@ -20,7 +20,7 @@ from toolwise.progress import Log, Progress
 from toolwise.tools.python import PYTHON_SCHEMA
 from toolwise.tools.text_search import TEXT_SEARCH_SCHEMA
 from toolwise.training.batching import collate
-from toolwise.training.policy import load_policy
+from toolwise.training.policy import adapter_config, load_policy
 from toolwise.training.resuming import (
     per_device,
     train_and_publish,
@@ -69,9 +69,9 @@ def train_sft(
         raise InputError(f"{trajectories} holds no trajectory to train on")
     work = working_directory(out_dir, settings, seed, [model_dir, trajectories])
     trainer = SFTTrainer(
-        model=load_policy(model_dir, freeze_vision=settings.freeze_vision),
+        model=load_policy(model_dir, settings),
         args=SFTConfig(
-            **trainer_arguments(work, seed, settings.checkpoint_every),
+            **trainer_arguments(work, seed, settings),
             max_steps=settings.steps,
             per_device_train_batch_size=per_device(settings.batch_size, settings.accumulate),
             gradient_accumulation_steps=settings.accumulate,
@@ -88,6 +88,7 @@ def train_sft(
         train_dataset=Dataset.from_dict({"row": _order(rendered, settings, seed)}),
         data_collator=lambda rows: collate([rendered[row["row"]] for row in rows], renderer),
         processing_class=processor,
+        peft_config=adapter_config(settings.lora),
     )
     train_and_publish(trainer, work, out_dir, log=log, progress=progress)
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import cycle, pairwise
-from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
-from matplotlib.typing import RcKeyType
 
+from toolwise.evaluation.report import drawing
+from toolwise.evaluation.report.drawing import BACKGROUND, GRID, INK, MARKERS, MUTED, PALETTE
 from toolwise.evaluation.report.measures import (
     MODE_LABELS,
     STAGE_LABELS,
@@ -25,10 +21,6 @@ from toolwise.evaluation.report.measures import (
     stages,
 )
 
-INK, MUTED, GRID, BACKGROUND = "#1f2328", "#59636e", "#dfe4ea", "#ffffff"
-PALETTE = ("#7d8590", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
-"""Stage colours, told apart with any colour vision (Okabe & Ito); shapes differ as well."""
-
 _DARK = {
     INK: "#e6edf3",
     MUTED: "#9aa5b1",
@@ -36,8 +28,6 @@ _DARK = {
     BACKGROUND: "#161b22",
     **dict(zip(PALETTE, ("#9aa6b2", "#f0883e", "#58b4f0", "#2fc79a", "#e29bc0"), strict=True)),
 }
-_FONT = "DejaVu Sans"
-_MARKERS = ("s", "^", "o", "D", "v")
 
 
 def accuracy_against_calls(report: Report, modes: Sequence[str] = ("greedy",)) -> bytes:
@@ -47,23 +37,23 @@ def accuracy_against_calls(report: Report, modes: Sequence[str] = ("greedy",)) -
     tool-call rate of a model that calls exactly when it must.
     """
     names = abilities(report)
-    figure, rows = _grid(len(modes), len(names), panel=(2.7, 2.9))
+    figure, rows = drawing.grid(len(modes), len(names), panel=(2.7, 2.9))
     for mode, row in zip(modes, rows, strict=True):
         for ability, axes in zip(names, row, strict=True):
             _draw_need(axes, report, mode, ability)
             _draw_stages(axes, report, mode, ability)
             axes.set_xlim(-0.06, 1.06)
             axes.set_ylim(-0.06, 1.06)
-            _percent(axes)
-            _title(axes, ability.capitalize())
+            drawing.percent(axes)
+            drawing.title(axes, ability.capitalize())
             axes.set_xlabel("Tool-call rate")
         row[0].set_ylabel(
             f"Accuracy\n({MODE_LABELS[mode].lower()})" if len(modes) > 1 else "Accuracy"
         )
     handles = _stage_handles(report)
     need = Line2D([], [], color=MUTED, linestyle=(0, (1, 2)), label="share that needs a tool")
-    _legend(figure, [*handles, need])
-    return _svg(figure)
+    drawing.legend(figure, [*handles, need])
+    return drawing.svg(figure)
 
 
 def calls_by_need(report: Report) -> bytes:
@@ -73,7 +63,7 @@ def calls_by_need(report: Report) -> bytes:
         ("redundant_call_rate", "Items solvable without tools"),
         ("necessary_call_rate", "Items not solvable without tools"),
     )
-    figure, rows = _grid(1, 2, panel=(5.4, 0.55 * len(names) + 1.5))
+    figure, rows = drawing.grid(1, 2, panel=(5.4, 0.55 * len(names) + 1.5))
     looks = _looks(report)
     for (metric, title), axes in zip(columns, rows[0], strict=True):
         for index, (stage, (colour, marker)) in enumerate(looks.items()):
@@ -99,7 +89,7 @@ def calls_by_need(report: Report) -> bytes:
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(-0.03, 1.03)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _title(axes, title)
+        drawing.title(axes, title)
         axes.set_xlabel("Answers with at least one tool call")
     rows[0][1].tick_params(labelleft=False)
     sampled = Line2D(
@@ -111,8 +101,8 @@ def calls_by_need(report: Report) -> bytes:
         markerfacecolor=BACKGROUND,
         label="hollow: sampled at temperature 1",
     )
-    _legend(figure, [*_stage_handles(report), sampled])
-    return _svg(figure)
+    drawing.legend(figure, [*_stage_handles(report), sampled])
+    return drawing.svg(figure)
 
 
 def training_curves(report: Report) -> bytes | None:
@@ -128,7 +118,7 @@ def training_curves(report: Report) -> bytes | None:
     ]
     if not panels:
         return None
-    figure, rows = _grid(1, len(panels), panel=(10.8 / max(len(panels), 3), 2.7))
+    figure, rows = drawing.grid(1, len(panels), panel=(10.8 / max(len(panels), 3), 2.7))
     for (title, curves), axes in zip(panels, rows[0], strict=True):
         for index, (key, name) in enumerate(curves):
             points = [
@@ -148,12 +138,12 @@ def training_curves(report: Report) -> bytes | None:
                 linestyle=("-", "--", "-.", ":")[index % 4],
                 label=name,
             )
-        _title(axes, title)
+        drawing.title(axes, title)
         axes.set_xlabel("HDPO step")
         axes.set_ylim(bottom=0)
         if len(curves) > 1:
             axes.legend(frameon=False, labelcolor=INK, fontsize=8)
-    return _svg(figure)
+    return drawing.svg(figure)
 
 
 TRAINING_PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
@@ -232,7 +222,7 @@ def _draw_need(axes: Axes, report: Report, mode: str, ability: str) -> None:
 def _looks(report: Report) -> dict[str, tuple[str, str]]:
     """Colour and marker of each stage; a known stage has its own whatever stands beside it."""
     order = list(dict.fromkeys([*STAGE_LABELS, *stages(report)]))
-    looks = zip(order, cycle(zip(PALETTE, _MARKERS, strict=True)))
+    looks = zip(order, cycle(zip(PALETTE, MARKERS, strict=True)))
     return {stage: look for stage, look in looks if stage in report["stages"]}
 
 
@@ -243,69 +233,7 @@ def _stage_handles(report: Report) -> list[Line2D]:
     ]
 
 
-def _grid(rows: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
-    with mpl.rc_context(_style()):
-        figure = Figure(
-            figsize=(panel[0] * columns, panel[1] * rows),
-            layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08),
-        )
-        grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(True, linewidth=0.7)
-        axes.set_axisbelow(True)
-    return figure, [list(row) for row in grid]
-
-
-def _style() -> dict[RcKeyType, Any]:
-    return {
-        "font.family": _FONT,
-        "font.size": 9,
-        "axes.facecolor": BACKGROUND,
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": MUTED,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "ytick.labelcolor": INK,
-        "grid.color": GRID,
-        "figure.facecolor": BACKGROUND,
-    }
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=10, fontweight="bold", color=INK)
-
-
-def _percent(axes: Axes) -> None:
-    ticks = (0, 0.25, 0.5, 0.75, 1)
-    axes.set_xticks(ticks)
-    axes.set_yticks(ticks)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-
-def _legend(figure: Figure, handles: list[Line2D]) -> None:
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=len(handles),
-        frameon=False,
-        labelcolor=INK,
-    )
-
-
 def _running_mean(values: list[float], width: int = 7) -> list[float]:
     half = width // 2
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
-
-
-def _svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes for the same data."""
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "toolwise", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", facecolor=BACKGROUND, metadata={"Date": None})
-    # Laid out with the one font matplotlib brings along, shown in the reader's own.
-    return buffer.getvalue().replace(
-        f"'{_FONT}'".encode(), b"system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-    )

@@ -12,8 +12,8 @@ from toolwise.errors import BackendError
 
 INSIDE = Path(__file__).parent / "inside"
 PACKAGES = {"PIL": "pillow.libs", "numpy": "numpy.libs"}
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-"""No terminals and no shared memory: sessions could meet there."""
+DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")
+"""No terminals and no shared memory, where sessions could meet; /dev/zero maps as such."""
 FOLDERS = ("/tmp", "/usr", "/opt", "/opt/packages", "/opt/toolwise")
 LINKER = ("/etc/ld.so.cache", "/etc/alternatives")
 ENVIRONMENT = {

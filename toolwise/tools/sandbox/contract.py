@@ -29,7 +29,7 @@ class SandboxLimits:
 
     Args:
         seconds: wall time of a call.
-        memory_mb: address space of each process.
+        memory_mb: address space of each process, and memory in use of all together.
         processes: processes and threads at a time.
         disk_mb: everything under /tmp.
         text_chars: text a call may print; the rest is cut with a note.

@@ -6,10 +6,13 @@ P: prompts. G: rollouts per prompt (a group).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Scale = Literal["group", "batch", "none"]
+"""What a centred reward is divided by: its std in the group, in the batch, or nothing."""
 
 
 class HDPOAdvantages(NamedTuple):
@@ -25,6 +28,7 @@ def hdpo_advantages(
     correct: Tensor,
     num_generations: int,
     eps: float = 1e-6,
+    scale: Scale = "group",
 ) -> HDPOAdvantages:
     """Accuracy compared within the group, efficiency within its qualifying set.
 
@@ -40,6 +44,7 @@ def hdpo_advantages(
         correct: [B] whether the answer is right.
         num_generations: G.
         eps: added to the std.
+        scale: whose std.
 
     Raises:
         ValueError: the shapes differ, or B is not a multiple of G.
@@ -58,19 +63,24 @@ def hdpo_advantages(
     judged_PG = ~(accuracy_PG.isnan() | efficiency_PG.isnan())
     qualifying_PG = judged_PG & correct.view(-1, num_generations).bool()
     return HDPOAdvantages(
-        _standardise(accuracy_PG, judged_PG, eps).flatten(),
-        _standardise(efficiency_PG, qualifying_PG, eps).flatten(),
+        _standardise(accuracy_PG, judged_PG, eps, scale).flatten(),
+        _standardise(efficiency_PG, qualifying_PG, eps, scale).flatten(),
     )
 
 
-def _standardise(reward_PG: Tensor, among_PG: Tensor, eps: float) -> Tensor:
+def _standardise(reward_PG: Tensor, among_PG: Tensor, eps: float, scale: Scale) -> Tensor:
     """(r − mean)/(std + eps) per row among the marked entries, zero elsewhere: [P, G]."""
     reward_PG = reward_PG.masked_fill(~among_PG, 0.0)
     count_P1 = among_PG.sum(dim=1, keepdim=True)
     mean_P1 = reward_PG.sum(dim=1, keepdim=True) / count_P1.clamp(min=1)
     centred_PG = (reward_PG - mean_P1).masked_fill(~among_PG, 0.0)
-    std_P1 = (centred_PG.square().sum(dim=1, keepdim=True) / (count_P1 - 1).clamp(min=1)).sqrt()
     # Rounding in the mean would give equal rewards an advantage, and make them qualify.
     highest_P1 = reward_PG.masked_fill(~among_PG, -torch.inf).amax(dim=1, keepdim=True)
     lowest_P1 = reward_PG.masked_fill(~among_PG, torch.inf).amin(dim=1, keepdim=True)
-    return torch.where(highest_P1 > lowest_P1, centred_PG / (std_P1 + eps), 0.0)
+    if scale == "group":
+        squares_P1 = centred_PG.square().sum(dim=1, keepdim=True)
+        centred_PG = centred_PG / ((squares_P1 / (count_P1 - 1).clamp(min=1)).sqrt() + eps)
+    elif scale == "batch":
+        compared = reward_PG[among_PG]
+        centred_PG = centred_PG / ((compared.std() if compared.numel() > 1 else 0.0) + eps)
+    return torch.where(highest_P1 > lowest_P1, centred_PG, 0.0)

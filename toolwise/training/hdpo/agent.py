@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from toolwise.agent import Limits, Rollout, Sampling, run_agent, user_message
+from toolwise.agent import Engine, Limits, Rollout, Sampling, run_agent, user_message
 from toolwise.agent.rendering import Renderer
-from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.data import Task
 from toolwise.tools import Tool
 
@@ -36,16 +35,23 @@ class RolloutAgent(Protocol):
         ...
 
 
+class TokenEngine(Engine, Protocol):
+    """An engine that keeps the tokens of its conversations."""
+
+    renderer: Renderer
+    suppressed_ids: Sequence[int]
+
+
 class InProcessAgent:
-    """The agent loop on the very model that is trained.
+    """The agent loop, run by the trainer.
 
     Args:
-        engine: wraps that model.
+        engine: samples from the very model that is trained.
         tools: what the prompt offers.
         limits: bounds per rollout.
     """
 
-    def __init__(self, engine: TransformersEngine, tools: Sequence[Tool], limits: Limits) -> None:
+    def __init__(self, engine: TokenEngine, tools: Sequence[Tool], limits: Limits) -> None:
         self.renderer = engine.renderer
         self.suppressed_ids = engine.suppressed_ids
         self._engine = engine

@@ -17,8 +17,10 @@ class HDPOConfig(GRPOConfig):
     """`GRPOConfig` plus what HDPO adds.
 
     TRL's own settings carry over to both channels: `epsilon` and `epsilon_high` clip the ratio,
-    `delta` is the dual clip, and `loss_type` says how losses are averaged ("grpo": over each
-    rollout's tokens, then over rollouts; any other: over tokens).
+    `delta` is the dual clip, `importance_sampling_level` whose ratio is clipped, `scale_rewards`
+    what advantages are divided by, and `loss_type` how losses are averaged: "grpo" over each
+    rollout's tokens and then over rollouts, "dr_grpo" over rollouts of `max_completion_length`
+    tokens, "dapo" and "bnpo" over tokens (the efficiency channel over those of all processes).
     """
 
     w_acc: float = field(
@@ -74,6 +76,13 @@ class HDPOConfig(GRPOConfig):
             )
         if self.loss_type in ("cispo", "sapo", "vespo", "luspo") and self.efficiency_weight:
             raise ValueError(f"loss_type {self.loss_type!r} has no clipped surrogate to share")
+        if self.efficiency_weight and (
+            self.top_entropy_quantile < 1 or self.off_policy_mask_threshold is not None
+        ):
+            raise ValueError(
+                "top_entropy_quantile and off_policy_mask_threshold would leave tokens out of one "
+                "channel only: set w_tool=0 to use them"
+            )
 
     @property
     def efficiency_weight(self) -> float:

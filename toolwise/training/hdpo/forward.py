@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from toolwise.agent import TokenRecord
 from toolwise.agent.rendering import RenderedConversation, Renderer
+from toolwise.data import encode_image
 from toolwise.training.batching import collate
+
+_WHITE = encode_image(Image.new("RGB", (64, 64), "white"))
 
 
 class RecordScores(NamedTuple):
@@ -46,7 +50,9 @@ def score_records(
         suppressed_ids: tokens that are no part of the distribution.
         rows: those to compute, None for all; the others keep what was sampled, without a
             gradient (minus which is an estimate of the entropy).
-        one_pass: no splitting by length; DDP takes one forward pass per backward pass.
+        one_pass: for several processes, which must all do the same: no splitting by length, for
+            DDP takes one forward pass per backward pass, and the vision encoder runs even where
+            no row has an image, or the others would wait for its gradients.
     """
     sampled = torch.zeros(len(records), width)
     for row, record in enumerate(records):
@@ -58,17 +64,22 @@ def score_records(
     elif not rows:  # the loss needs a graph all the same
         rows = [lengths.index(min(lengths))]
     for chunk in [list(rows)] if one_pass else _similar_lengths(rows, lengths):
-        batch = collate([_conversation(records[row]) for row in chunk], renderer)
+        conversations = [_conversation(records[row]) for row in chunk]
+        if one_pass and not any(conversation.images for conversation in conversations):
+            conversations.append(_blank(renderer))
+        batch = collate(conversations, renderer)
         with _suppressed(model, suppressed_ids):
             output = model(**{k: v.to(device) for k, v in batch.items()}, fused_lm_head=True)
-        scored = output.label_mask
+        scored = output.label_mask[: len(chunk)]
         columns = [torch.tensor(records[row].mask).nonzero().flatten() for row in chunk]
         index = (
             torch.tensor(chunk, device=device).repeat_interleave(scored.sum(dim=1)),
             torch.cat(columns).to(device),
         )
-        logps_BT = logps_BT.index_put(index, output.log_probs[scored].float())
-        entropies_BT = entropies_BT.index_put(index, output.entropy[scored].float())
+        logps_BT = logps_BT.index_put(index, output.log_probs[: len(chunk)][scored].float())
+        if output.entropy is not None:  # a reference has none
+            entropy = output.entropy[: len(chunk)][scored].float()
+            entropies_BT = entropies_BT.index_put(index, entropy)
     return RecordScores(logps_BT, entropies_BT)
 
 
@@ -78,6 +89,13 @@ def _conversation(record: TokenRecord) -> RenderedConversation:
         [*([0] * len(record.prompt_ids)), *record.mask],
         record.images,
     )
+
+
+def _blank(renderer: Renderer) -> RenderedConversation:
+    """A picture that nobody says anything about."""
+    t, h, w = renderer.pixels(_WHITE).grid
+    ids = [renderer.image_id] * (t * h * w // renderer.merge_size**2) + [renderer.end_id]
+    return RenderedConversation(ids, [0] * len(ids), (_WHITE,))
 
 
 def _similar_lengths(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:

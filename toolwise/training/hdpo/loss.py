@@ -25,6 +25,10 @@ class HDPOLoss(NamedTuple):
     efficiency: Tensor
 
 
+Level = Literal["token", "sequence"]
+"""Whose likelihood ratio is clipped: each token's, or its mean over the rollout (GSPO)."""
+
+
 def hdpo_loss(
     logps: Tensor,
     old_logps: Tensor,
@@ -38,6 +42,7 @@ def hdpo_loss(
     dual_clip: float | None = 3.0,
     normalize: Normalize = "qualifying",
     aggregation: Aggregation = "token",
+    level: Level = "token",
 ) -> HDPOLoss:
     """`w_acc · L(A_acc) + w_tool · L(A_tool)`.
 
@@ -56,18 +61,22 @@ def hdpo_loss(
             advantage is not zero (as the reference implementation does), `group` over all.
         aggregation: `token` is the mean over tokens, `rollout` the mean over rollouts of each
             one's token mean, in which a long rollout weighs no more than a short one.
+        level: `token` clips each token's ratio, `sequence` the geometric mean of a rollout's.
     """
-    clips = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
-    accuracy = surrogate(
-        logps, old_logps, accuracy_advantages, mask, aggregation=aggregation, **clips
-    )
+    settings = {
+        "clip_low": clip_low,
+        "clip_high": clip_high,
+        "dual_clip": dual_clip,
+        "aggregation": aggregation,
+        "level": level,
+    }
+    accuracy = surrogate(logps, old_logps, accuracy_advantages, mask, **settings)
     efficiency = surrogate(
         logps,
         old_logps,
         efficiency_advantages,
         efficiency_mask(efficiency_advantages, mask, normalize),
-        aggregation=aggregation,
-        **clips,
+        **settings,
     )
     return HDPOLoss(w_acc * accuracy + w_tool * efficiency, accuracy, efficiency)
 
@@ -91,12 +100,14 @@ def surrogate(
     clip_high: float,
     dual_clip: float | None,
     aggregation: Aggregation = "token",
+    level: Level = "token",
     weights_BT: Tensor | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
     """One clipped policy-gradient loss, averaged over the masked tokens (scalar).
 
-    PPO's pessimistic bound (arXiv 1707.06347, eq. 7) with dual clip (arXiv 1912.09729, eq. 5).
+    PPO's pessimistic bound (arXiv 1707.06347, eq. 7) with dual clip (arXiv 1912.09729, eq. 5);
+    with `level="sequence"` of GSPO's ratio (arXiv 2507.18071, eq. 7).
 
     Args:
         weights_BT: [B, T] (or [B, 1]) factors on each token's loss, for importance sampling.
@@ -104,7 +115,11 @@ def surrogate(
             `mean_count` gives it for the whole.
     """
     mask_BT = mask_BT.bool()
-    ratio_BT = (logps_BT - old_logps_BT).masked_fill(~mask_BT, 0.0).exp()
+    log_ratio_BT = (logps_BT - old_logps_BT).masked_fill(~mask_BT, 0.0)
+    if level == "sequence":
+        mean_B1 = log_ratio_BT.sum(dim=1, keepdim=True) / mask_BT.sum(dim=1, keepdim=True).clamp(1)
+        log_ratio_BT = mean_B1.expand_as(log_ratio_BT)
+    ratio_BT = log_ratio_BT.exp()
     advantages_B1 = advantages_B.unsqueeze(1)
     loss_BT = -torch.minimum(
         ratio_BT * advantages_B1,

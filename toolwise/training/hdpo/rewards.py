@@ -1,12 +1,24 @@
 """The two rewards HDPO keeps apart: being right, and being right with few tool calls.
 
-B: rollouts.
+B: rollouts. P: prompts. G: rollouts per prompt (a group). F: reward functions.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Scores(NamedTuple):
+    """What the rollouts of all processes earned, each [B]; accuracy is NaN where not judged."""
+
+    accuracy: Tensor
+    efficiency: Tensor
+    correct: Tensor
+    tool_calls: Tensor
+
 
 ANSWER_SHARE = 0.9
 FORMAT_SHARE = 0.1
@@ -20,6 +32,23 @@ def accuracy_rewards(answer_B: Tensor, format_B: Tensor) -> Tensor:
         format_B: 1 where every call parses and exactly one answer ends the rollout.
     """
     return ANSWER_SHARE * answer_B.float() + FORMAT_SHARE * format_B.float()
+
+
+def judge_failed(rewards_BF: Tensor, num_generations: int) -> Tensor:
+    """Rollouts without a reward that others of their group got, or without any, [B].
+
+    A reward function that says nothing (NaN) about a whole group does not apply to that prompt;
+    one that says nothing about part of a group has failed there, and what is left of the reward
+    cannot be compared.
+
+    Args:
+        rewards_BF: rewards of F functions, groups of `num_generations` in a row.
+        num_generations: G.
+    """
+    missing_PGF = rewards_BF.isnan().view(-1, num_generations, rewards_BF.shape[1])
+    applies_P1F = ~missing_PGF.all(dim=1, keepdim=True)
+    failed_PG = (missing_PGF & applies_P1F).any(dim=2) | missing_PGF.all(dim=2)
+    return failed_PG.flatten()
 
 
 def efficiency_rewards(correct_B: Tensor, tool_calls_B: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 
 from toolwise.agent import Limits, Rollout, is_well_formed
 from toolwise.agent.processor import load_processor
-from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.data import Task, grade
 from toolwise.data.parquet import read_tasks
 from toolwise.errors import InputError
@@ -19,8 +18,9 @@ from toolwise.progress import Log, Progress
 from toolwise.tools import Tool, open_tools
 from toolwise.training.hdpo.agent import InProcessAgent
 from toolwise.training.hdpo.rewards import accuracy_rewards
+from toolwise.training.hdpo.rollout_engine import rollout_engine, vllm_arguments
 from toolwise.training.hdpo.trainer import HDPOConfig, HDPOTrainer
-from toolwise.training.policy import load_policy
+from toolwise.training.policy import adapter_config, load_policy
 from toolwise.training.resuming import (
     per_device,
     train_and_publish,
@@ -96,7 +96,7 @@ def build_trainer(
     *,
     reward: Callable[..., list[float]] = task_accuracy,
 ) -> HDPOTrainer:
-    """The trainer of a checkpoint on these prompts, with rollouts in this process.
+    """The trainer of a checkpoint on these prompts, with rollouts of the agent loop.
 
     Args:
         model_dir: checkpoint to start from.
@@ -108,13 +108,14 @@ def build_trainer(
         reward: the accuracy reward, a TRL reward function that is given `rollout`.
     """
     processor = load_processor(model_dir)
-    model = load_policy(model_dir, freeze_vision=settings.freeze_vision)
+    model = load_policy(model_dir, settings)
     rollouts = settings.prompts_per_step * settings.num_generations
     return HDPOTrainer(
         model=model,
         reward_funcs=reward,
         args=HDPOConfig(
-            **trainer_arguments(work, seed, settings.checkpoint_every),
+            **trainer_arguments(work, seed, settings),
+            **vllm_arguments(settings.hardware),
             max_steps=settings.steps,
             per_device_train_batch_size=per_device(rollouts, settings.accumulate),
             gradient_accumulation_steps=settings.accumulate,
@@ -140,8 +141,11 @@ def build_trainer(
             efficiency_normalize=settings.efficiency_normalize,
         ),
         processing_class=processor,
-        agent=InProcessAgent(
-            TransformersEngine(model, processor), tools, Limits(max_turns=settings.max_turns)
+        peft_config=adapter_config(settings.lora),
+        agent=lambda trainer: InProcessAgent(
+            rollout_engine(trainer, model, processor, settings.hardware),
+            tools,
+            Limits(max_turns=settings.max_turns),
         ),
         tasks=prompts,
     )

@@ -10,25 +10,28 @@ B: rollouts of a batch. T: completion tokens, padded to the longest.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import accelerate.utils
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from trl.trainer.grpo_trainer import GRPOTrainer
+from transformers.utils import logging
 
 from toolwise.agent import Rollout, Sampling, TokenRecord
 from toolwise.data import Message, Task
+from toolwise.training.hdpo import collapse
 from toolwise.training.hdpo.advantages import hdpo_advantages
 from toolwise.training.hdpo.agent import RolloutAgent
 from toolwise.training.hdpo.config import HDPOConfig, Variant
 from toolwise.training.hdpo.difficulty import eapo_rewards, easiness
 from toolwise.training.hdpo.forward import RecordScores, score_records
 from toolwise.training.hdpo.loss import efficiency_mask, mean_count, surrogate
-from toolwise.training.hdpo.rewards import efficiency_rewards
+from toolwise.training.hdpo.monitoring import rollout_metrics
+from toolwise.training.hdpo.resumable import ResumableGRPOTrainer
+from toolwise.training.hdpo.rewards import Scores, efficiency_rewards, judge_failed
 from toolwise.training.hdpo.tool_free import answer_both_ways, is_tool_free, mixture_weights
 
 __all__ = ["HDPOConfig", "HDPOTrainer", "Scores", "Variant"]
@@ -36,25 +39,22 @@ __all__ = ["HDPOConfig", "HDPOTrainer", "Scores", "Variant"]
 _EPS = 1e-4  # TRL's own, so that a coupled reward is normalised as TRL would
 
 
-class Scores(NamedTuple):
-    """What the rollouts of all processes earned, each [B]."""
-
-    accuracy: Tensor
-    efficiency: Tensor
-    correct: Tensor
-    tool_calls: Tensor
+_logger = logging.get_logger(__name__)
 
 
-class HDPOTrainer(GRPOTrainer):
+class HDPOTrainer(ResumableGRPOTrainer):
     """Hierarchical Decoupled Policy Optimization (arXiv 2604.08545) on TRL's GRPO trainer.
 
     Takes what `GRPOTrainer` takes. The reward functions, summed by `reward_weights`, are the
     accuracy reward; the efficiency reward 1/(T+1) is computed from the tool calls in each
-    completion's messages. With `w_tool=0` the loss and its gradients are GRPOTrainer's.
+    completion's messages. With `w_tool=0` the loss and its gradients are GRPOTrainer's. A rollout
+    that got no reward where others of its group did (None, or NaN: its judge failed) is in neither
+    channel.
 
     Args:
         agent: makes the rollouts instead of TRL's generation, at `args.temperature` and with at
-            most `args.max_completion_length` tokens a turn.
+            most `args.max_completion_length` tokens a turn; or makes such an agent, given the
+            trainer, once that has what it samples with (vLLM).
         tasks: what the agent is asked, in place of a `train_dataset`. Reward functions get the
             rollouts as an argument `rollout`.
     """
@@ -74,7 +74,7 @@ class HDPOTrainer(GRPOTrainer):
     def __init__(
         self,
         *args: Any,
-        agent: RolloutAgent | None = None,
+        agent: RolloutAgent | Callable[[HDPOTrainer], RolloutAgent] | None = None,
         tasks: Sequence[Task] = (),
         **kwargs: Any,
     ) -> None:
@@ -85,7 +85,7 @@ class HDPOTrainer(GRPOTrainer):
             raise TypeError(f"args must be an HDPOConfig, not {type(self.args).__name__}")
         if self.args.tool_free and agent is None:
             raise ValueError("tool_free rollouts are the agent loop's: give an agent")
-        self._agent = agent
+        self._agent = agent(self) if callable(agent) else agent
         self._tasks = tasks
         self._seconds = 0.0
         self._scores: Scores | None = None
@@ -101,6 +101,10 @@ class HDPOTrainer(GRPOTrainer):
         """TRL's seam for generation: the agent's rollouts as TRL wants them."""
         if self._agent is None:
             return super()._generate(prompts)
+        if self.use_vllm and self.state.global_step != self._last_loaded_step:
+            self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+            self.accelerator.wait_for_everyone()  # no rollouts before the server has the weights
         started = time.perf_counter()
         mode = "train" if self.model.training else "eval"
         tasks = [self._tasks[int(prompt)] for prompt in prompts]
@@ -177,6 +181,8 @@ class HDPOTrainer(GRPOTrainer):
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        rewards[judge_failed(rewards, group)] = torch.nan
         accuracy = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         accuracy[rewards.isnan().all(dim=1)] = torch.nan
         correct = accuracy > self.args.correct_above
@@ -210,7 +216,7 @@ class HDPOTrainer(GRPOTrainer):
         qualifying = efficiency_mask(
             batch["efficiency_advantages"], mask, self.args.efficiency_normalize
         )
-        batch["efficiency_items"] = _gather(mean_count(qualifying, self.args.aggregation)).sum()
+        batch["efficiency_items"] = _gather(self._efficiency_count(qualifying)).sum()
         if self._agent is not None:
             batch["records"], self._records = self._records, []
         self._log_scores(mode, scores, batch["advantages"], efficiency, group)
@@ -218,7 +224,7 @@ class HDPOTrainer(GRPOTrainer):
 
     def _efficiency_advantages(self, scores: Scores, group: int) -> Tensor:
         """The efficiency channel's advantages, [B]."""
-        advantages = hdpo_advantages(*scores[:3], group).efficiency
+        advantages = hdpo_advantages(*scores[:3], group, scale=self.scale_rewards).efficiency
         if self.args.difficulty_aware:
             return advantages * easiness(scores.accuracy, scores.correct, group)
         return advantages
@@ -233,25 +239,44 @@ class HDPOTrainer(GRPOTrainer):
             if self.args.difficulty_aware:
                 efficiency = efficiency * easiness(accuracy, correct, group)
             reward = accuracy + alpha * efficiency
-        return hdpo_advantages(reward, scores.efficiency, scores.correct, group, eps=_EPS).accuracy
+        return hdpo_advantages(
+            reward, efficiency, correct, group, eps=_EPS, scale=self.scale_rewards
+        ).accuracy
 
     def _log_scores(
         self, mode: str, scores: Scores, accuracy: Tensor, efficiency: Tensor, group: int
     ) -> None:
-        in_group = scores.correct.view(-1, group).sum(dim=1)
         with_tools = group - (self.args.tool_free if mode == "train" else 0)
-        calls = scores.tool_calls.view(-1, group)[:, :with_tools].float()
-        for name, value in {
-            "accuracy": scores.correct.float().mean(),
-            "accuracy_reward": scores.accuracy.nanmean(),
-            "tool_call_rate": (calls > 0).float().mean(),
-            "calls_per_rollout": calls.mean(),
-            "qualifying/rollouts": in_group[in_group >= 2].sum() / scores.correct.numel(),
-            "qualifying/groups": (in_group >= 2).float().mean(),
-            "advantage/accuracy": _gather(accuracy).abs().mean(),
-            "advantage/efficiency": efficiency.abs().mean(),
-        }.items():
+        found = rollout_metrics(scores, group, with_tools)
+        found["advantage/accuracy"] = _gather(accuracy).abs().mean()
+        found["advantage/efficiency"] = efficiency.abs().mean()
+        for name, value in found.items():
             self._metrics[mode][name].append(value.item())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's metrics of the steps since the last log, and whether tool use has collapsed."""
+        if self.model.training:
+            self._watch_for_collapse()
+        super().log(logs, start_time)
+
+    def _watch_for_collapse(self) -> None:
+        metrics = self._metrics["train"]
+        names = ("accuracy", collapse.MISSED)
+        logged = {name: [v for v in metrics.get(name, ()) if v == v] for name in names}
+        if not all(logged.values()):
+            return
+        now = {name: sum(values) / len(values) for name, values in logged.items()}
+        history = self.state.log_history
+        groups = self.args.generation_batch_size // self.num_generations
+        found = collapse.find_collapse(
+            [*history, {**now, "step": self.state.global_step}], groups * len(logged["accuracy"])
+        )
+        metrics[collapse.ALARM] = [float(found is not None)]
+        before = next((e[collapse.ALARM] for e in reversed(history) if collapse.ALARM in e), 0.0)
+        if found and not before and self.accelerator.is_main_process:
+            _logger.warning(str(found))
+            if "mlflow" in self.args.report_to:
+                collapse.tag_active_run(found)
 
     # Loss
 
@@ -299,9 +324,16 @@ class HDPOTrainer(GRPOTrainer):
             clip_high=self.epsilon_high,
             dual_clip=self.args.delta,
             aggregation=self.args.aggregation,
+            level=self.importance_sampling_level,
             weights_BT=inputs.get("importance_sampling_ratio"),
             count=count,
         )
+
+    def _efficiency_count(self, mask: Tensor) -> Tensor:
+        """What `loss_type` divides a sum over `mask` by, of this process's rollouts."""
+        if self.loss_type == "dr_grpo":
+            return mean_count(mask, "rollout") * self.max_completion_length
+        return mean_count(mask, self.args.aggregation)
 
     def _logged(self, loss: Tensor, mode: str) -> float:
         """A loss as the mean over accumulation steps wants it logged."""

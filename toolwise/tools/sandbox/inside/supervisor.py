@@ -18,8 +18,11 @@ import sys
 import traceback
 from typing import Any
 
-from . import lockdown, syscalls
+from . import census, lockdown, syscalls
 from .session import rehearse, serve
+
+CENSUS_SECONDS = 0.1
+HANDLED = {signal.SIGCHLD, signal.SIGALRM}
 
 
 class Supervisor:
@@ -30,22 +33,26 @@ class Supervisor:
         self._limits = limits
         self._isolated = isolated
         self._running: dict[str, int] = {}
+        self._staff = len(census.process_ids()) if isolated else 0
 
     def run(self) -> None:
         """Obey until the host hangs up."""
         signal.signal(signal.SIGCHLD, self._reap)
+        if self._isolated:
+            signal.signal(signal.SIGALRM, self._end_the_greedy)
+            signal.setitimer(signal.ITIMER_REAL, CENSUS_SECONDS, CENSUS_SECONDS)
         while True:
             message, fds, _, _ = socket.recv_fds(self._control, 256, 1)
             if not message:
                 break
             verb, _, name = message.decode().partition(" ")
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
             if verb == "start":
                 with socket.socket(fileno=fds[0]) as sock:
                     self._running[name] = self._start(sock)
             elif name in self._running:
                 self._end(self._running[name])
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         for pid in list(self._running.values()):
             self._end(pid)
 
@@ -56,8 +63,9 @@ class Supervisor:
         if pid == 0:
             try:
                 self._control.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+                for number in HANDLED:
+                    signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
                 os.setsid()
                 self._lock_down(uid, gid)
                 serve(sock, self._limits)
@@ -84,6 +92,15 @@ class Supervisor:
         for kill in (os.killpg, os.kill):
             with contextlib.suppress(ProcessLookupError):
                 kill(pid, signal.SIGKILL)
+
+    def _end_the_greedy(self, *_: object) -> None:
+        """End sessions whose processes together hold more memory than each of them may."""
+        if not self._running or len(census.process_ids()) <= self._staff + len(self._running):
+            return  # each is alone, and the kernel bounds it
+        held = census.megabytes_by_session(self._running.values())
+        for pid, megabytes in held.items():
+            if megabytes > self._limits["memory_mb"]:
+                self._end(pid)
 
     def _reap(self, *_: object) -> None:
         with contextlib.suppress(ChildProcessError):

@@ -102,10 +102,13 @@ ALLOWED_OF_THE_SHARED = {
 }
 """clone3 is not among them: its flags are out of a filter's sight, and libc falls back to clone."""
 CLONE, SOCKETPAIR, IOCTL, FCNTL = (56, 220), (53, 199), (16, 29), (72, 25)
+MMAP, PRCTL = (9, 222), (157, 167)
+NAMELESS_SHARED = 0x21  # MAP_SHARED | MAP_ANONYMOUS: held, yet resident nowhere, once let go
+CORE_SCHEDULING = (62,)  # PR_SCHED_CORE: leaves the other threads of a core idle
 TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 LOCKS = (5, 6, 7, 36, 37, 38, 1024, 1025, 1026)  # POSIX, open file, leases, directory notices
 
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+LOAD, AND, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16  # offsets in `struct seccomp_data`
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -133,6 +136,8 @@ def program(machine: str) -> bytes:
     for pair, argument, tests in (
         (CLONE, 0, [_op(ANY_BIT, ANY_NAMESPACE, 0, 1), refuse]),
         (SOCKETPAIR, 0, [_op(EQUAL, socket.AF_UNIX, 1, 0), refuse]),
+        (MMAP, 3, [_op(AND, NAMELESS_SHARED), *_if(NAMELESS_SHARED, refuse)]),
+        (PRCTL, 0, [part for option in CORE_SCHEDULING for part in _if(option, refuse)]),
         (IOCTL, 1, [part for request in TERMINAL_INPUT for part in _if(request, refuse)]),
         (FCNTL, 1, [part for command in LOCKS for part in _if(command, refuse)]),
     ):

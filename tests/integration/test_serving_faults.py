@@ -1,0 +1,135 @@
+"""What goes wrong around the server: it answers what it can, says what it cannot, and lives."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from served import ServedProcess, free_port
+from streaming_server import StreamingServer
+
+
+def ask(server: ServedProcess, text: str = "say <answer>4</answer>", **fields: Any) -> Any:
+    return server.client.chat.completions.create(
+        model="toolwise", messages=[{"role": "user", "content": text}], **fields
+    )
+
+
+def streamed(server: ServedProcess, text: str) -> str:
+    chunks = ask(server, text, stream=True)
+    return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+
+
+def test_an_upstream_that_is_killed_and_comes_back(tmp_path: Path) -> None:
+    port = free_port()
+    with ServedProcess(
+        tmp_path / "log", "--upstream", f"http://127.0.0.1:{port}/v1", "--request-seconds", "8"
+    ) as server:
+        with StreamingServer(port):
+            assert streamed(server, "say <answer>4</answer>") == "4"
+        with pytest.raises(openai.InternalServerError) as failed:
+            ask(server)
+        assert failed.value.status_code == 503
+        assert server.is_ready()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(streamed, server, "say <answer>5</answer>")
+            with StreamingServer(port):
+                assert waiting.result() == "5"
+                assert streamed(server, "say <answer>6</answer>") == "6"
+
+
+def test_a_deadline_ends_an_upstream_that_hangs_and_a_tool_that_runs_on(tmp_path: Path) -> None:
+    with (
+        StreamingServer() as upstream,
+        ServedProcess(
+            tmp_path / "log", "--upstream", upstream.url, "--request-seconds", "2"
+        ) as server,
+    ):
+        sandboxed = len(psutil.Process(server.process.pid).children(recursive=True))
+        with pytest.raises(openai.InternalServerError, match="within 2 s"):
+            ask(server, "hang")
+        assert upstream.gone.wait(60)
+        with pytest.raises(openai.APIError, match="within 2 s"):
+            streamed(server, "call import time; time.sleep(9)")
+        children = psutil.Process(server.process.pid).children
+        until(lambda: len(children(recursive=True)) <= sandboxed, 5)
+
+
+def test_a_disk_that_takes_no_more_stops_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with (
+        StreamingServer() as upstream,
+        ServedProcess(log, "--upstream", upstream.url) as server,
+    ):
+        # No file can grow any more, the log included.
+        psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_FSIZE, (0, 0))
+        size = log.stat().st_size
+        assert streamed(server, "say <answer>4</answer>") == "4"
+        with pytest.raises(openai.InternalServerError):
+            list(ask(server, "garbage", stream=True))
+        assert streamed(server, "call print(6 * 7)") == "done"
+        assert "42" in json.dumps(upstream.requests[-1]["messages"])
+        assert log.stat().st_size == size
+
+
+def test_a_killed_tool_pool_is_replaced(tmp_path: Path) -> None:
+    with (
+        StreamingServer() as upstream,
+        ServedProcess(tmp_path / "log", "--upstream", upstream.url) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        process = psutil.Process(server.process.pid)
+        idle = len(process.children(recursive=True))
+        calling = pool.submit(streamed, server, "call import time; time.sleep(5)")
+        until(lambda: len(process.children(recursive=True)) > idle)
+        for child in process.children():
+            child.kill()
+        # Another sandbox takes the call, or the stream ends in an error.
+        assert isinstance(calling.exception(), openai.APIError | None)
+        until(lambda: streamed(server, "call print(6 * 7)") == "done")
+
+
+def test_sigterm_under_load_finishes_what_it_has_and_refuses_what_is_new(tmp_path: Path) -> None:
+    with (
+        StreamingServer() as upstream,
+        ServedProcess(tmp_path / "log", "--upstream", upstream.url) as server,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        answers = [pool.submit(streamed, server, "wait") for _ in range(10)]
+        calls = [pool.submit(streamed, server, "call import time; time.sleep(1)") for _ in range(4)]
+        until(lambda: len(upstream.requests) >= 14)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: not server.is_ready())
+        with pytest.raises(openai.APIConnectionError):
+            ask(server)
+        assert server.process.poll() is None
+        upstream.let_go.set()
+        assert [answer.result() for answer in answers] == ["first second"] * 10
+        assert [answer.result() for answer in calls] == ["done"] * 4
+        assert server.process.wait(60) == 0
+
+
+def test_nothing_of_the_server_outlives_it(tmp_path: Path) -> None:
+    with StreamingServer() as upstream:
+        with ServedProcess(tmp_path / "log", "--upstream", upstream.url) as server:
+            streamed(server, "call print(1)")
+            children = psutil.Process(server.process.pid).children(recursive=True)
+            assert children
+            server.process.kill()
+            server.process.wait()
+        psutil.wait_procs(children, timeout=60)
+        assert not [child for child in children if child.is_running()]

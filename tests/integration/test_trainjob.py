@@ -1,0 +1,382 @@
+"""A training step on a cluster: the TrainJob it makes, and what it does until that has ended."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import jsonschema
+import kubernetes_validate
+import pytest
+from kubeflow_trainer_api import models
+from kubernetes_server import DEPLOYMENTS, JOBS, RUNNING, SERVICES, KubernetesServer, condition
+from kubernetes_server import Cluster as Kubernetes
+from moto.server import ThreadedMotoServer
+from toy_training import trajectories, write_base
+
+from toolwise.data.parquet import write_trajectories
+from toolwise.errors import BackendError, InputError
+from toolwise.steps import run_step
+from toolwise.steps.node import Word, word_in
+from toolwise.training.hardware import HardwareSettings
+from toolwise.training.launcher import following
+from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
+from toolwise.training.launcher.following import TrainJobs
+from toolwise.training.launcher.trainjob import NodeWork, job_name, train_job
+from toolwise.training.launcher.vllm_servers import server_address, server_objects
+from toolwise.training.settings import SftSettings
+
+SCHEMA = "trainjob_trainer.kubeflow.org_v1alpha1.json"
+PUBLISHED = Path(__file__).parents[3] / "shared" / "schemas" / SCHEMA
+
+HARDWARE = HardwareSettings(gpu="h100-80gb", nodes=2, vllm="server", vllm_gpus=4)
+CLUSTER = Cluster(
+    image="ghcr.io/toolwise/trainer:1",
+    exchange="s3://toolwise/training",
+    accelerator="nvidia.com/gpu",
+    cpu="32",
+    memory="256Gi",
+    secret="toolwise-storage",
+    secret_keys=("AWS_ACCESS_KEY_ID",),
+    vllm_image="ghcr.io/toolwise/rollout:1",
+)
+WORK = NodeWork(
+    step="train-hdpo",
+    settings="{}",
+    seed=3,
+    inputs={"model": "s3://toolwise/training/inputs/0/model"},
+    output="s3://toolwise/training/outputs/train-hdpo-0",
+)
+
+
+def a_job(**cluster: str) -> models.TrainerV1alpha1TrainJob:
+    return train_job("train-hdpo-0", WORK, 8, HARDWARE, CLUSTER.model_copy(update=cluster))
+
+
+@pytest.fixture
+def kubernetes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Kubernetes]]:
+    servers: list[KubernetesServer] = []
+
+    def start(**behaviour: Any) -> Kubernetes:
+        server = KubernetesServer(Kubernetes(**behaviour))
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.write_kubeconfig(tmp_path / "kubeconfig")
+        return server.cluster
+
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setattr(
+        "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig")
+    )
+    monkeypatch.setattr("toolwise.retry.FIRST_WAIT", 0.01)
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def followed(jobs: TrainJobs, name: str = "train-hdpo-0") -> list[str]:
+    lines: list[str] = []
+    jobs.follow(name, lines.append)
+    return lines
+
+
+# What it is made of
+
+
+def strict(schema: Any) -> Any:
+    """The schema as Kubernetes applies it: unknown fields refused, int-or-string understood."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: strict(value) for name, value in schema.items()}
+    if made.get("x-kubernetes-int-or-string") is True:
+        made.pop("type", None)
+        made["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    if isinstance(schema.get("properties"), dict) and not made.get(
+        "x-kubernetes-preserve-unknown-fields"
+    ):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published schema is not beside this tree")
+def test_the_published_schema_accepts_it_and_would_refuse_a_typo() -> None:
+    schema = strict(json.loads(PUBLISHED.read_text())["openAPIV3Schema"])
+    schema["properties"]["metadata"].pop("additionalProperties", None)
+    validator = jsonschema.Draft202012Validator(schema)
+    job = a_job().to_dict()
+    assert [error.message for error in validator.iter_errors(job)] == []
+    typo = copy.deepcopy(job)
+    typo["spec"]["trainer"]["numNode"] = 2
+    assert not validator.is_valid(typo)
+
+
+def test_the_typed_models_read_every_field_back() -> None:
+    job = a_job().to_dict()
+    read = models.TrainerV1alpha1TrainJob.from_dict(json.loads(json.dumps(job)))
+    assert read is not None
+    assert read.to_dict() == job
+
+
+def test_every_node_gets_the_profiles_gpus_and_the_same_work() -> None:
+    spec = a_job().to_dict()["spec"]
+    trainer = spec["trainer"]
+    assert spec["runtimeRef"]["name"] == "toolwise-torch"
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 8)
+    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "8"
+    assert trainer["command"] == ["torchrun", "-m", "toolwise.steps.node"]
+    assert NodeWork.model_validate_json(trainer["args"][0]) == WORK
+    secret = {"name": "toolwise-storage", "key": "AWS_ACCESS_KEY_ID"}
+    assert {"secretKeyRef": secret} in [e.get("valueFrom") for e in trainer["env"]]
+
+
+def test_the_name_is_the_works_own() -> None:
+    one, same, other = (job_name("train-sft", {"seed": seed}) for seed in (1, 1, 2))
+    assert one == same != other
+    assert len(one) <= 30
+
+
+def test_a_server_beside_it_is_told_to_the_trainers_and_goes_with_the_job() -> None:
+    address = server_address("train-hdpo-0")
+    job = train_job("train-hdpo-0", WORK, 8, HARDWARE, CLUSTER, address).to_dict()
+    told = {"name": "TOOLWISE_VLLM_SERVER", "value": "http://train-hdpo-0-vllm:8000"}
+    assert told in job["spec"]["trainer"]["env"]
+    owner = job | {"metadata": job["metadata"] | {"uid": "uid-0"}}
+    from kubernetes import client as k8s
+
+    deployment, service = (
+        k8s.ApiClient().sanitize_for_serialization(made)
+        for made in server_objects("train-hdpo-0", owner, WORK.inputs["model"], HARDWARE, CLUSTER)
+    )
+    for made in (deployment, service):
+        kubernetes_validate.validate(made, "1.31", strict=True)
+        assert made["metadata"]["ownerReferences"][0]["uid"] == "uid-0"
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert "--tensor-parallel-size=4" in container["command"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"] == labels
+    assert address == f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+
+
+# Starting and following it
+
+
+def test_it_is_created_and_followed_line_by_line_to_its_end(kubernetes) -> None:
+    cluster = kubernetes(
+        statuses=[RUNNING, RUNNING, RUNNING, condition("Complete")], log=["one", "two", "three"]
+    )
+    jobs = TrainJobs(poll=0)
+    assert jobs.start(a_job())["metadata"]["uid"] == "uid-train-hdpo-0"
+    assert followed(jobs) == ["one", "two", "three"]
+    assert [path for path, _ in cluster.made] == [JOBS]
+
+
+def test_one_that_runs_already_is_followed_and_not_made_again(kubernetes) -> None:
+    cluster = kubernetes(statuses=[RUNNING, RUNNING, condition("Complete")])
+    first, second = TrainJobs(poll=0), TrainJobs(poll=0)
+    first.start(a_job())
+    second.start(a_job())
+    followed(second)
+    assert len(cluster.made) == 1
+
+
+def test_a_conflict_is_resolved_by_following_what_is_there(kubernetes, monkeypatch) -> None:
+    cluster = kubernetes(statuses=[condition("Complete")])
+    jobs = TrainJobs(poll=0)
+    there, look = jobs.start(a_job()), jobs._get
+    answers = iter([None])  # it comes into being between the look and the request
+    monkeypatch.setattr(jobs, "_get", lambda name: next(answers, look(name)))
+    assert jobs.start(a_job())["metadata"] == there["metadata"]
+    assert [path for path, _ in cluster.made] == [JOBS, JOBS]
+    followed(jobs)
+
+
+def test_one_that_had_failed_is_replaced(kubernetes) -> None:
+    cluster = kubernetes(statuses=[condition("Failed"), condition("Complete")])
+    jobs = TrainJobs(poll=0)
+    jobs.start(a_job())
+    jobs.start(a_job())
+    assert cluster.deleted == ["train-hdpo-0"]
+    assert len(cluster.made) == 2
+    followed(jobs)
+
+
+def test_a_failure_is_told_with_its_reason_and_the_last_lines(kubernetes) -> None:
+    failed = condition("Failed", "PodFailurePolicy", "exit code 137")
+    kubernetes(statuses=[RUNNING, failed], log=["loading", "CUDA out of memory"])
+    jobs = TrainJobs(poll=0)
+    jobs.start(a_job())
+    with pytest.raises(BackendError) as caught:
+        followed(jobs)
+    message = str(caught.value)
+    assert "TrainJob train-hdpo-0 failed: PodFailurePolicy: exit code 137" in message
+    assert message.endswith("CUDA out of memory")
+
+
+def test_one_that_vanished_is_told(kubernetes) -> None:
+    kubernetes(vanish_after=2)
+    jobs = TrainJobs(poll=0)
+    jobs.start(a_job())
+    with pytest.raises(BackendError, match="is gone: somebody deleted it"):
+        followed(jobs)
+
+
+def test_one_that_never_starts_is_given_up_with_the_reason(kubernetes) -> None:
+    kubernetes(waiting={"reason": "Unschedulable", "message": "0/3 nodes: no nvidia.com/gpu"})
+    jobs = TrainJobs(poll=0, patience=0.05)
+    jobs.start(a_job())
+    with pytest.raises(
+        BackendError, match=r"no sign of life for 0\.05 .*Unschedulable: 0/3 nodes: no nvidia"
+    ):
+        followed(jobs)
+
+
+def test_faults_of_the_api_are_passed_over(kubernetes) -> None:
+    kubernetes(statuses=[condition("Complete")], faults=3)
+    jobs = TrainJobs(poll=0)
+    jobs.start(a_job())
+    followed(jobs)
+
+
+def test_a_refusal_names_the_cluster_and_the_reason(kubernetes) -> None:
+    kubernetes()
+    with pytest.raises(BackendError, match=r"Kubernetes at http://127.* refused: 403 .*Forbidden"):
+        TrainJobs(poll=0).start(a_job(image="forbidden"))
+
+
+def test_a_server_beside_it_is_put_once(kubernetes) -> None:
+    cluster = kubernetes(statuses=[RUNNING])
+    jobs = TrainJobs(poll=0)
+    owner = jobs.start(a_job())
+    jobs.put(*server_objects("train-hdpo-0", owner, WORK.inputs["model"], HARDWARE, CLUSTER))
+    assert [path for path, _ in cluster.made] == [JOBS, DEPLOYMENTS, SERVICES]
+
+
+def test_cancelling_deletes_it_and_is_done_where_there_is_none(kubernetes) -> None:
+    cluster = kubernetes()
+    jobs = TrainJobs(poll=0)
+    jobs.start(a_job())
+    jobs.cancel("train-hdpo-0")
+    jobs.cancel("train-hdpo-0")
+    assert cluster.deleted == ["train-hdpo-0"]
+
+
+def test_without_a_cluster_the_error_says_so(tmp_path: Path, monkeypatch) -> None:
+    missing = str(tmp_path / "none")
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", missing)
+    with pytest.raises(BackendError, match="no Kubernetes cluster to train on"):
+        TrainJobs()
+
+
+def test_the_first_process_speaks_in_lines_a_follower_understands() -> None:
+    word = Word(metrics={"loss": 0.5}, step=3)
+    assert word_in("toolwise: " + word.model_dump_json(exclude_defaults=True)) == word
+    assert word_in("toolwise: not for machines") is None
+    assert word_in("Loading checkpoint shards") is None
+
+
+# The step, from its pod to the checkpoint
+
+
+@pytest.fixture
+def step_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kubernetes) -> Iterator[Path]:
+    """The environment of a training step's pod, with S3, and its inputs."""
+    server = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "TOOLWISE_WORK": str(tmp_path / "work"),
+        CLUSTER_VARIABLE: CLUSTER.model_dump_json(),
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(following, "POLL", 0.05)
+    boto3.client("s3").create_bucket(Bucket="toolwise")
+    write_base(tmp_path / "base")
+    (tmp_path / "curated").mkdir()
+    write_trajectories(tmp_path / "curated" / "curated.parquet", trajectories() * 2)
+    yield tmp_path
+    server.stop()
+
+
+def settings(**changes: Any) -> str:
+    plain = HARDWARE.model_copy(update={"nodes": 1, "vllm": "colocated"})
+    made = SftSettings(steps=2, batch_size=2, warmup_steps=1, hardware=plain)
+    return made.model_copy(update=changes).model_dump_json()
+
+
+def train(folder: Path, text: str) -> Path:
+    inputs = {"model": str(folder / "base"), "curated": str(folder / "curated")}
+    return run_step("train-sft", text, 0, **inputs).outputs["checkpoint"]
+
+
+def test_the_steps_pod_has_the_trainjob_train_and_gets_the_checkpoint(
+    step_pod: Path, kubernetes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cluster = kubernetes(execute=True)
+    checkpoint = train(step_pod, settings())
+    assert (checkpoint / "model.safetensors").exists()
+    assert len((checkpoint / "train_log.jsonl").read_text().splitlines()) == 2
+    assert [path for path, _ in cluster.made] == [JOBS]
+    shown = capfd.readouterr().out
+    assert "train-sft on 1 × h100-80gb: memory of one GPU" in shown
+    assert "train-sft: progress 2/2 loss" in shown
+
+
+def test_a_failed_training_fails_the_step_with_what_it_said(step_pod: Path, kubernetes) -> None:
+    kubernetes(execute=True)
+    write_trajectories(step_pod / "curated" / "curated.parquet", [])
+    with pytest.raises(BackendError, match=r"(?s)failed: JobFailed: .*holds no trajectory"):
+        train(step_pod, settings())
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_started(step_pod: Path, kubernetes) -> None:
+    cluster = kubernetes()
+    with pytest.raises(InputError, match="does not fit on 1 × h100-80gb"):
+        train(step_pod, settings(batch_size=2**20))
+    assert cluster.made == []
+
+
+def test_without_a_cluster_gpus_that_are_not_here_are_missed(
+    step_pod: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(CLUSTER_VARIABLE)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(InputError, match=r"trains on 1 × h100-80gb and this machine has no GPUs"):
+        train(step_pod, settings())
+
+
+def test_a_step_that_is_told_to_stop_deletes_its_trainjob(step_pod: Path, kubernetes) -> None:
+    cluster = kubernetes()
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tests/integration'); "
+        "from test_trainjob import settings, train; train(Path(sys.argv[1]), settings())"
+    )
+    pod = subprocess.Popen([sys.executable, "-c", code, str(step_pod)], env=dict(os.environ))
+    try:
+        assert cluster.looked.wait(120)
+        [name] = cluster.jobs
+        pod.send_signal(signal.SIGTERM)
+        assert pod.wait(60) == 143
+    finally:
+        pod.kill()
+    assert cluster.deleted == [name]

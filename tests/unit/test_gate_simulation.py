@@ -1,0 +1,126 @@
+"""The simulation is the gate's own arithmetic, and the page shows what it gives."""
+
+from dataclasses import replace
+from math import comb
+from pathlib import Path
+
+import pytest
+
+from toolwise.errors import InputError
+from toolwise.evaluation.metrics import RolloutScore
+from toolwise.promotion.gate import Decision, decide
+from toolwise.promotion.policy import GatePolicy
+from toolwise.promotion.simulation import (
+    accepts_accuracy,
+    accepts_necessary,
+    accepts_redundant,
+    passes_accuracy,
+    passes_necessary,
+    passes_redundant,
+)
+from toolwise.promotion.simulation_page import END, START, main, tables
+
+PAGE = Path(__file__).parents[2] / "docs" / "gate.md"
+POLICY = GatePolicy()
+
+
+def population(
+    solvable: int, unsolvable: int, redundant: int = 0, abstained: int = 0, wrong: int = 0
+) -> list[RolloutScore]:
+    """Greedy and tools-off rows: `redundant` of the solvable items have a call, `abstained` of the
+    others have none, the first `wrong` items are answered wrongly."""
+    rows: list[RolloutScore] = []
+    for i in range(solvable + unsolvable):
+        needs_tool = i >= solvable
+        calls = int(i - solvable >= abstained if needs_tool else i < redundant)
+        row = RolloutScore(f"{i}", "math", "greedy", 0, i >= wrong, calls, 0, 9, 0.5, 0.0, "7")
+        rows += [row, replace(row, mode="tools_off", correct=not needs_tool)]
+    return rows
+
+
+def verdict(decision: Decision, name: str) -> bool:
+    return next(c for c in decision.criteria if c.name == name).verdict == "pass"
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3, 4, 5, 20])
+def test_the_gate_accepts_exactly_what_the_simulation_says(calls: int):
+    # Of 150 answers 2 with a call have the upper bound .0473, 3 have .0571.
+    scores = population(150, 150, redundant=calls, abstained=calls)
+    decision = decide(POLICY, scores, baseline=scores)
+    redundant = verdict(decision, "redundant_call_rate")
+    necessary = verdict(decision, "necessary_call_rate")
+    assert accepts_redundant(POLICY, calls, 150) is redundant
+    assert accepts_necessary(POLICY, 150 - calls, 150) is necessary
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2, 3, 6])
+def test_the_gate_accepts_the_losses_that_the_simulation_accepts(lost: int):
+    decision = decide(POLICY, population(150, 150, wrong=lost), baseline=population(150, 150))
+    accepted = verdict(decision, "accuracy_drop")
+    assert accepts_accuracy(POLICY, 0, lost, 300) is accepted
+
+
+def test_the_chance_is_the_binomial_one():
+    # 150 items: 2 calls pass (Wilson .0473), 3 do not (.0571).
+    assert [accepts_redundant(POLICY, n, 150) for n in (2, 3)] == [True, False]
+    by_hand = sum(comb(150, n) * 0.02**n * 0.98 ** (150 - n) for n in range(3))
+    assert passes_redundant(POLICY, 0.02, 150) == pytest.approx(by_hand)
+
+
+def test_a_model_beyond_the_threshold_is_seldom_promoted_and_too_few_items_never_are():
+    for items in (50, 75, 150, 500, 2000):
+        # The bound is one end of a two-sided 95% interval.
+        assert passes_redundant(POLICY, 0.05, items) < 0.04
+        assert passes_necessary(POLICY, 0.90, items) < 0.04
+    assert passes_redundant(POLICY, 0.0, 72) == 0
+    assert passes_redundant(POLICY, 0.0, 73) == 1
+    assert passes_redundant(POLICY, 0.0, 49) == 0
+
+
+def test_more_items_let_a_good_model_through_and_keep_a_bad_one_out():
+    good = [passes_redundant(POLICY, 0.01, items) for items in (100, 300, 1000)]
+    assert good == sorted(good)
+    assert good[-1] > 0.999
+    bad = [passes_redundant(POLICY, 0.10, items) for items in (100, 300, 1000)]
+    assert bad == sorted(bad, reverse=True)
+
+
+def test_a_necessary_call_missed_counts_as_a_redundant_one_made():
+    mirrored = GatePolicy(redundant_call_rate_max=0.1, necessary_call_rate_min=0.9)
+    assert passes_necessary(mirrored, 0.97, 150) == pytest.approx(
+        passes_redundant(mirrored, 0.03, 150)
+    )
+
+
+def test_the_chance_to_keep_ones_accuracy_is_the_trinomial_one():
+    # Few enough that every outcome can be summed: 60 items, 5% lost and 5% gained.
+    by_hand = sum(
+        comb(60, lost)
+        * comb(60 - lost, gained)
+        * 0.05 ** (lost + gained)
+        * 0.9 ** (60 - lost - gained)
+        for lost in range(13)
+        for gained in range(13)
+        if accepts_accuracy(POLICY, gained, lost, 60)
+    )
+    assert passes_accuracy(POLICY, 0.1, 60) == pytest.approx(by_hand, abs=1e-3)
+
+
+def test_the_page_shows_what_the_command_gives(tmp_path: Path):
+    text = PAGE.read_text()
+    shown = text.partition(START)[2].partition(END)[0].strip()
+    assert shown == tables(POLICY)
+    copy = tmp_path / "gate.md"
+    copy.write_text(f"before\n{START}\nold\n{END}\nafter")
+    assert main(["--page", str(copy), "--picture", str(tmp_path / "gate.svg")]) == 0
+    assert copy.read_text() == f"before\n{START}\n{shown}\n{END}\nafter"
+    assert (tmp_path / "gate.svg").read_bytes() == PAGE.with_name("gate.svg").read_bytes()
+
+
+def test_a_page_without_the_markers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    page = tmp_path / "page.md"
+    page.write_text("no markers")
+    assert main(["--page", str(page)]) == 2
+    assert START in capsys.readouterr().err
+    with pytest.raises(InputError, match="cannot be read"):
+        GatePolicy.load(tmp_path / "absent.yaml")

@@ -1,0 +1,139 @@
+"""The estimate of how often a needed call is made, and the alarm when it stops being made."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from toolwise.training.hdpo.collapse import MISSED, call_need, find_collapse
+
+NAN = float("nan")
+P = 40  # prompts of a step
+
+
+def need(
+    calls: list[int],
+    correct: list[int],
+    accuracy: list[float] | None = None,
+    offered: list[bool] | None = None,
+) -> tuple[float, float]:
+    found = call_need(
+        torch.tensor(accuracy or [float(right) for right in correct]),
+        torch.tensor(correct),
+        torch.tensor(calls),
+        4,
+        torch.tensor(offered) if offered else None,
+    )
+    return found.missed_call_rate.item(), found.necessary_call_rate.item()
+
+
+class TestTheEstimate:
+    def test_each_rollout_counts_by_how_often_the_others_went_wrong_without_a_call(self) -> None:
+        # Without a call: the second, wrong, and the third, right. Shares of wrong ones among the
+        # others without a call: 1/2, 0/1, 1/1, 1/2. Calls: (1/2 + 1/2)/(1/2 + 0 + 1 + 1/2) = 1/2.
+        assert need([1, 0, 0, 2], [1, 0, 1, 1]) == pytest.approx((0.25, 0.5))
+
+    def test_a_group_that_shows_no_need_has_no_say(self) -> None:
+        # The second group is right without calls and wrong with one.
+        found = need([1, 0, 0, 2, 0, 0, 1, 0], [1, 0, 1, 1, 1, 1, 0, 1])
+        assert found == pytest.approx((0.125, 0.5))
+
+    def test_where_nothing_shows_a_need_there_is_no_estimate(self) -> None:
+        missed, necessary = need([1, 1, 1, 1], [1, 1, 0, 1])
+        assert missed == 0.0
+        assert necessary != necessary
+
+    def test_a_rollout_that_was_not_judged_is_neither_counted_nor_evidence(self) -> None:
+        # Left are the third, right without a call, and two calls: no need, no call missed.
+        missed, necessary = need([1, 0, 0, 2], [1, 0, 1, 1], accuracy=[1.0, NAN, 1.0, 1.0])
+        assert missed == 0.0
+        assert necessary != necessary
+
+    def test_a_rollout_that_was_offered_no_tools_is_evidence_and_not_counted(self) -> None:
+        # The last, wrong, had no choice. Of the others without a call one of three went wrong for
+        # the first rollout, one of two for the second and the third.
+        found = need([1, 0, 0, 0], [1, 1, 1, 0], offered=[True, True, True, False])
+        assert found == pytest.approx((0.0, (1 / 3) / (1 / 3 + 1 / 2 + 1 / 2)))
+
+    def test_it_is_not_biased_by_which_groups_show_a_need(self) -> None:
+        # Every prompt is called for in 90 of 100 rollouts, and right without a call in 20 of 100.
+        generator = torch.Generator().manual_seed(0)
+        called = torch.rand(40_000, 4, generator=generator) < 0.9
+        right = called | (torch.rand(40_000, 4, generator=generator) < 0.2)
+        found = call_need(right.float().flatten(), right.flatten(), called.flatten().int(), 4)
+        assert found.necessary_call_rate.item() == pytest.approx(0.9, abs=0.01)
+        # Counting calls in the groups that show a need would say 0.7.
+        shown = (~right).any(dim=1)
+        assert called[shown].float().mean().item() == pytest.approx(0.7, abs=0.02)
+
+
+def log(*rates: tuple[float, float]) -> list[dict[str, float]]:
+    steps = enumerate(rates, start=1)
+    return [{"step": s, "accuracy": accuracy, MISSED: missed} for s, (accuracy, missed) in steps]
+
+
+def drawn(rng: random.Random, accuracy: float, missed: float) -> tuple[float, float]:
+    """A step's rates as its prompts come out, all rollouts of one alike: the noisiest case."""
+    outcomes = rng.choices(
+        ["right", "missed", "wrong"], [accuracy, missed, 1 - accuracy - missed], k=P
+    )
+    return outcomes.count("right") / P, outcomes.count("missed") / P
+
+
+class TestTheAlarm:
+    def test_it_is_raised_when_answers_go_wrong_for_want_of_calls(self) -> None:
+        found = find_collapse(log(*[(0.95, 0.02)] * 10, *[(0.55, 0.40)] * 5), P)
+        assert found is not None
+        assert str(found) == (
+            "tool use is collapsing: since step 5 accuracy fell from 0.95 to 0.55, and wrong "
+            "answers without a call rose from 0.02 to 0.40 of all rollouts"
+        )
+
+    @pytest.mark.parametrize(
+        ("after", "why"),
+        [
+            ((0.95, 0.02), "nothing happened"),
+            ((0.55, 0.02), "answers go wrong in spite of calls"),
+            ((0.95, 0.05), "calls are made where they are needed"),
+            ((0.90, 0.07), "chance explains it"),
+        ],
+    )
+    def test_it_is_not_raised_when(self, after: tuple[float, float], why: str) -> None:
+        assert find_collapse(log(*[(0.95, 0.02)] * 10, *[after] * 5), P) is None, why
+
+    def test_it_needs_a_window_before_and_one_after(self) -> None:
+        # 200 groups of 40 are 5 steps.
+        steps = log(*[(0.95, 0.02)] * 5, *[(0.1, 0.9)] * 5)
+        assert find_collapse(steps, P) is not None
+        assert find_collapse(steps[:9], P) is None
+        # 200 groups of 20 are 10.
+        assert find_collapse(steps, 20) is None
+
+    def test_it_sees_a_collapse_that_takes_a_long_time(self) -> None:
+        slow = [(0.95 - step * 0.002, 0.02 + step * 0.002) for step in range(200)]
+        assert find_collapse(log(*slow[:20]), P) is None
+        assert find_collapse(log(*slow), P) is not None
+
+    def test_a_collapse_that_is_over_is_no_collapse(self) -> None:
+        steps = [*[(0.95, 0.02)] * 10, *[(0.5, 0.4)] * 5, *[(0.94, 0.03)] * 5]
+        assert find_collapse(log(*steps), P) is None
+
+    def test_steps_without_rollouts_of_their_own_are_passed_over(self) -> None:
+        steps = log(*[(0.95, 0.02)] * 5, *[(0.55, 0.40)] * 5)
+        mixed = [entry for step in steps for entry in (step, {"step": 0, "loss": 0.1})]
+        assert find_collapse(mixed, P) == find_collapse(steps, P)
+
+    def test_healthy_runs_do_not_raise_it(self) -> None:
+        # 20 runs of 150 steps, looked at after each: nothing changes, or calls fall to what is
+        # needed and accuracy rises a little.
+        rng = random.Random(0)
+        for run in range(20):
+            goal = 0.9 if run % 2 else 0.94
+            rates = [
+                drawn(rng, 0.9 + (goal - 0.9) * step / 150, 0.05 * (0.9 if run % 2 else 0.6))
+                for step in range(150)
+            ]
+            alarms = [s for s in range(1, 151) if find_collapse(log(*rates[:s]), P)]
+            assert alarms == [], run

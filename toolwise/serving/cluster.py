@@ -1,0 +1,55 @@
+"""Where an endpoint runs: the section `kubeflow.serving` of a profile."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from toolwise.serving.settings import ServingSettings
+
+
+class ClusterSettings(BaseModel):
+    """Where and on what an endpoint runs on Kubernetes.
+
+    Args:
+        namespace: of the InferenceService.
+        image: the agent's container image.
+        models: `s3://…` prefix that promoted weights are published under, for KServe to fetch.
+        service_account: whose credentials fetch model and corpus.
+        gpus: per predictor replica.
+        cpu, memory: of one predictor replica.
+        context_tokens: longest conversation the predictor takes.
+        replicas: smallest and largest number of replicas of each part.
+        secret: Kubernetes secret with the S3 credentials that fetch the corpus, and with
+            `SERPER_API_KEY` where the agent's search asks Serper.
+        keys_secret: Kubernetes secret with the file of API keys that `serve.keys` names.
+        ready_seconds: how long the service may take to become ready.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    namespace: str
+    image: str
+    models: str = Field(default="s3://toolwise/models", pattern=r"^s3://[^/]+/.+")
+    service_account: str | None = None
+    gpus: int = Field(default=1, ge=0)
+    cpu: str = "8"
+    memory: str = "48Gi"
+    context_tokens: int = Field(default=16384, ge=1)
+    replicas: tuple[int, int] = (1, 1)
+    secret: str = "toolwise-storage"
+    keys_secret: str | None = None
+    ready_seconds: int = Field(default=1800, ge=1)
+
+
+class DeploymentSettings(BaseModel):
+    """What the step `deploy` needs to know.
+
+    Args:
+        serve: the endpoint.
+        cluster: where it runs; a process on this machine without it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    serve: ServingSettings
+    cluster: ClusterSettings | None = None

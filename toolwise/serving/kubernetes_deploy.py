@@ -1,0 +1,212 @@
+"""Deploy an InferenceService: apply, wait, try, and put the one before back where that fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from toolwise.errors import BackendError, ToolwiseError
+from toolwise.serving.cluster import ClusterSettings
+from toolwise.serving.deploy import Endpoint
+from toolwise.serving.inference_service import inference_service
+from toolwise.serving.kubernetes_api import InferenceServices, Object, applied_fields
+from toolwise.serving.settings import ServingSettings
+from toolwise.storage import content_digest, publish
+
+POLL_SECONDS = 2.0
+UNCHANGED_SECONDS = 60.0
+"""How long an update may leave the status as it was before that is taken for its own."""
+
+Told = Callable[[str], None]
+"""Hears what is going on, at every look why the service is not ready yet."""
+
+
+def deploy_checkpoint(
+    model: Path,
+    corpus: Path,
+    serving: ServingSettings,
+    cluster: ClusterSettings,
+    attempt: Callable[[Endpoint], None],
+    told: Told,
+) -> Endpoint:
+    """Publish a checkpoint for KServe to fetch, and deploy the agent in front of it.
+
+    Args:
+        model: the weights.
+        corpus: what `text_search` searches; an empty file leaves that tool out.
+        serving: the endpoint.
+        cluster: where it runs.
+        attempt: see `deploy_on_cluster`, as for what is raised.
+        told: hears what it waits for.
+    """
+    services = InferenceServices(cluster.namespace)
+    told(f"publishing the weights under {cluster.models}")
+    model_uri = _published(model, f"{cluster.models}/{serving.name}", "")
+    corpus_uri = None
+    if corpus.stat().st_size > 0:
+        corpus_uri = _published(corpus, f"{cluster.models}/corpora", ".jsonl")
+    manifest = inference_service(serving, cluster, model_uri, corpus_uri)
+    return deploy_on_cluster(
+        manifest, services, attempt, ready_seconds=cluster.ready_seconds, told=told
+    )
+
+
+def _published(path: Path, prefix: str, ending: str) -> str:
+    """The address it is published at, which is its content's own."""
+    uri = f"{prefix}/{content_digest(path)[:16]}{ending}"
+    publish(path, uri)
+    return uri
+
+
+def deploy_on_cluster(
+    manifest: Object,
+    services: InferenceServices,
+    attempt: Callable[[Endpoint], None],
+    *,
+    ready_seconds: float,
+    told: Told | None = None,
+) -> Endpoint:
+    """Put an InferenceService in place, and the one before back where it does not work.
+
+    Args:
+        manifest: what to apply.
+        services: where.
+        attempt: tries the endpoint once it is ready; what it raises undoes the deployment.
+        ready_seconds: how long the service may take to become ready.
+        told: hears what it waits for.
+
+    Returns:
+        The endpoint, at the service's own address.
+
+    Raises:
+        InputError: the manifest is refused, or fields of it belong to somebody else; nothing has
+            changed.
+        BackendError: the service did not become ready, or the attempt failed; says why, and that
+            the one before is back.
+    """
+    name = manifest["metadata"]["name"]
+    told = told or (lambda _: None)
+    before = services.get(name)
+    after = services.apply(manifest)
+    try:
+        ready = _wait(
+            services, name, _stamp(before) if _differ(before, after) else None, ready_seconds, told
+        )
+        endpoint = Endpoint(f"{_url(ready)}/openai/v1", name)
+        attempt(endpoint)
+    except Exception as error:
+        undone = _put_back(services, name, before, ready_seconds, told)
+        raise BackendError(f"InferenceService {name} does not work: {error}\n{undone}") from error
+    return endpoint
+
+
+def _wait(
+    services: InferenceServices, name: str, stale: Any, ready_seconds: float, told: Told
+) -> Object:
+    """The object once it is ready.
+
+    Args:
+        services: where it is.
+        name: its name.
+        stale: `_stamp` of the status before an update; None where there was none.
+        ready_seconds: how long to wait.
+        told: hears what for.
+    """
+    started = time.monotonic()
+    while True:
+        found = services.get(name)
+        if found is None:
+            raise BackendError(f"it was deleted from namespace {services.namespace} meanwhile")
+        waited = time.monotonic() - started
+        why = _why_not_ready(found)
+        if why is None and stale is not None and _stamp(found) == stale:
+            # KServe has no reliable mark of which generation a status is of (its
+            # `observedGeneration` is a child's, kserve/kserve#6081), so a ready one has to move.
+            if waited >= UNCHANGED_SECONDS:
+                return found
+            why = "KServe has not taken up the change yet"
+        if why is None:
+            return found
+        told(why)
+        if _is_refused(found):
+            raise BackendError(f"KServe refuses it: {why}")
+        if waited >= ready_seconds:
+            raise BackendError(f"it was not ready within {ready_seconds:.0f} s: {why}")
+        time.sleep(POLL_SECONDS)
+
+
+def _put_back(
+    services: InferenceServices,
+    name: str,
+    before: Object | None,
+    ready_seconds: float,
+    told: Told,
+) -> str:
+    """Undo a deployment; says in words how that went."""
+    try:
+        if before is None:
+            services.delete(name)
+            return "There was none before it; it has been deleted."
+        manifest = applied_fields(before)
+        if manifest is None:
+            return (
+                "The one before was not deployed by Toolwise and cannot be put back: what this "
+                "deployment has set stands."
+            )
+        failed = services.get(name)
+        services.apply(manifest)
+        told("putting the previous revision back")
+        _wait(services, name, _stamp(failed), ready_seconds, told)
+    except ToolwiseError as error:
+        return f"Putting the previous revision back failed as well: {error}"
+    return "The previous revision is back and ready."
+
+
+def _conditions(found: Object) -> dict[str, Object]:
+    return {c["type"]: c for c in found.get("status", {}).get("conditions", [])}
+
+
+def _why_not_ready(found: Object) -> str | None:
+    """In words; None where it is ready."""
+    conditions = _conditions(found)
+    failure = found.get("status", {}).get("modelStatus", {}).get("lastFailureInfo", {})
+    ready = conditions.get("Ready", {}).get("status")
+    if ready == "True" and _url(found):
+        return None
+    waiting = [
+        " ".join(filter(None, (f"{kind}: {c.get('reason', '')}", c.get("message"))))
+        for kind, c in conditions.items()
+        if c["status"] != "True" and kind not in ("Ready", "Stopped")
+    ]
+    if failure:
+        waiting.insert(0, f"{failure.get('reason', 'failure')}: {failure.get('message', '')}")
+    return "; ".join(waiting) or "KServe has not said anything yet"
+
+
+def _is_refused(found: Object) -> bool:
+    """Whether KServe says that waiting is in vain."""
+    status = found.get("status", {}).get("modelStatus", {})
+    return status.get("transitionStatus") == "InvalidSpec"
+
+
+def _stamp(found: Object | None) -> Any:
+    """What of a status changes when KServe takes up a change of the spec."""
+    if found is None or "status" not in found:
+        return None
+    ready = _conditions(found).get("Ready", {})
+    created = {
+        part: status.get("latestCreatedRevision")
+        for part, status in found["status"].get("components", {}).items()
+    }
+    return ready.get("lastTransitionTime"), created
+
+
+def _differ(before: Object | None, after: Object) -> bool:
+    """Whether an apply has changed the spec."""
+    return before is None or before["metadata"]["generation"] != after["metadata"]["generation"]
+
+
+def _url(found: Object) -> str:
+    return str(found.get("status", {}).get("url", "")).rstrip("/")

@@ -1,0 +1,162 @@
+"""Training steps: checked against the machines before they start, here or on a cluster."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolwise.errors import InputError
+from toolwise.steps.alarm import log_training
+from toolwise.steps.running import Step
+from toolwise.training.settings import HdpoSettings, SftSettings
+
+if TYPE_CHECKING:
+    from toolwise.training.launcher.cluster import Cluster
+    from toolwise.training.launcher.following import TrainJobs
+
+Outputs = dict[str, Path]
+Work = Callable[[Step], Outputs]
+
+SETTINGS: dict[str, type[SftSettings] | type[HdpoSettings]] = {
+    "train-sft": SftSettings,
+    "train-hdpo": HdpoSettings,
+}
+"""The training steps, and the settings of each."""
+
+
+def training(work: Work) -> Work:
+    """Have a training step say what it needs, refuse what cannot fit, and find its place.
+
+    Where the step's pod is told of a cluster, the work is a `TrainJob`'s; everywhere else it is
+    done right here.
+    """
+
+    @wraps(work)
+    def placed(step: Step) -> Outputs:
+        from toolwise.training.launcher.cluster import Cluster
+
+        cluster = Cluster.of_environment()
+        settings = step.settings_as(SETTINGS[step.label])
+        _check_fits(step, settings, here=cluster is None)
+        return train_on_cluster(step, cluster) if cluster else work(step)
+
+    return placed
+
+
+def train_on_cluster(step: Step, cluster: Cluster, jobs: TrainJobs | None = None) -> Outputs:
+    """Do the step in the pods of a `TrainJob`: start it, follow it, and fetch the checkpoint.
+
+    A step that is cut off and run again follows the `TrainJob` it had started. One that is told to
+    stop deletes it.
+
+    Raises:
+        BackendError: the cluster refused or lost the `TrainJob`, or the training failed there.
+    """
+    from toolwise.storage import local_copy
+    from toolwise.training.launcher.following import TrainJobs
+    from toolwise.training.launcher.trainjob import NodeWork, job_name, train_job
+    from toolwise.training.launcher.vllm_servers import server_address, server_objects
+
+    jobs = jobs or TrainJobs()
+    settings = step.settings_as(SETTINGS[step.label])
+    hardware = settings.hardware
+    assert hardware is not None
+    inputs = {name: _hand_over(path, cluster.exchange) for name, path in step.inputs.items()}
+    identity = {"settings": step.settings, "seed": step.seed, "inputs": inputs}
+    name = job_name(step.label, identity | {"cluster": cluster.model_dump(mode="json")})
+    work = NodeWork(
+        step=step.label,
+        settings=step.settings,
+        seed=step.seed,
+        inputs=inputs,
+        output=f"{cluster.exchange}/outputs/{name}",
+    )
+    beside = step.label == "train-hdpo" and hardware.vllm == "server"
+    job = train_job(
+        name,
+        work,
+        settings.processes,
+        hardware,
+        cluster,
+        server_address(name) if beside else None,
+    )
+    with _cancelled_with_us(jobs, name):
+        started = jobs.start(job)
+        print(f"TrainJob {name} in namespace {jobs.namespace}", flush=True)
+        if beside:
+            jobs.put(*server_objects(name, started, inputs["model"], hardware, cluster))
+        jobs.follow(name, lambda line: _hear(step, line))
+    return {"checkpoint": local_copy(work.output)}
+
+
+def _hear(step: Step, line: str) -> None:
+    """Pass on what the first process of a `TrainJob` says."""
+    from toolwise.steps.node import word_in
+
+    word = word_in(line)
+    if word is None:
+        print(line, flush=True)
+        return
+    if word.metrics:
+        log_training(step.run, word.metrics, word.step)
+    else:
+        step.events.progress(word.done, word.total, word.note)
+
+
+def _hand_over(path: Path, exchange: str) -> str:
+    """Put an input where the `TrainJob` finds it; the same content at the same address."""
+    from toolwise.storage import content_digest, publish
+
+    address = f"{exchange}/inputs/{content_digest(path)[:16]}/{path.name}"
+    publish(path, address)
+    return address
+
+
+@contextmanager
+def _cancelled_with_us(jobs: TrainJobs, name: str) -> Iterator[None]:
+    """Delete the `TrainJob` when this process is told to stop: nobody would follow it."""
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        jobs.cancel(name)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_fits(step: Step, settings: SftSettings | HdpoSettings, *, here: bool) -> None:
+    """Print what the step needs; raises `InputError` where that is not there."""
+    from rich.console import Console
+
+    from toolwise.training.launcher.estimate import check, estimate_step
+    from toolwise.training.launcher.estimate_table import print_estimate
+    from toolwise.training.launcher.shape import shape_of
+
+    there = _gpu_memory(settings) if here and settings.hardware else None
+    estimate = estimate_step(step.label, settings, shape_of(step.path("model")), there)
+    print_estimate(estimate, Console(width=120))
+    check(estimate)
+
+
+def _gpu_memory(settings: SftSettings | HdpoSettings) -> float:
+    """Bytes of the smallest GPU of this machine; raises `InputError` where there are too few."""
+    import torch
+
+    hardware = settings.hardware
+    assert hardware is not None
+    count = torch.cuda.device_count()
+    if count < settings.processes:
+        raise InputError(
+            f"the profile trains on {settings.processes} × {hardware.gpu} and this machine has "
+            f"{count or 'no'} GPUs: take another profile, or submit this one to a cluster"
+        )
+    return min(torch.cuda.mem_get_info(gpu)[1] for gpu in range(settings.processes))

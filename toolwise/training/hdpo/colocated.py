@@ -1,0 +1,70 @@
+"""vLLM in the trainer's own process as a source of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from toolwise.agent import Sampling
+from toolwise.agent.vllm_engine import Sampled, TokenRequest
+from toolwise.data import decode_image
+
+
+class ColocatedVLLM:
+    """TRL's colocated vLLM (see `toolwise.agent.vllm_engine.TokenSource`).
+
+    It samples with one seed for all requests or none, so rollouts are not repeatable.
+
+    Args:
+        generation: `vllm_generation` of a trainer with `vllm_mode="colocate"`, whose temperature
+            and nucleus it samples with.
+
+    Raises:
+        ValueError: it spreads the model over several processes: these would have to ask for the
+            same number of turns, which the rollouts of one differ in from those of another.
+    """
+
+    name = "vLLM in this process"
+
+    def __init__(self, generation: Any) -> None:
+        if generation.mode != "colocate" or generation.tensor_parallel_size != 1:
+            raise ValueError(
+                "the agent loop needs vLLM with vllm_mode='colocate' and "
+                "vllm_tensor_parallel_size=1; for a larger model use a server"
+            )
+        self._generation = generation
+
+    async def context(self) -> int:
+        """Tokens the model reads and writes at most."""
+        return self._generation.llm.llm_engine.model_config.max_model_len
+
+    async def sample(
+        self,
+        requests: Sequence[TokenRequest],
+        sampling: Sampling,
+        *,
+        end_id: int,
+        image_id: int,
+        suppressed_ids: Sequence[int],
+    ) -> list[Sampled]:
+        """One continuation each, in order; see `TokenSource`."""
+        del image_id  # vLLM finds the placeholders itself
+        if not requests:
+            return []
+        self._generation.generation_kwargs = {
+            **self._generation.generation_kwargs,
+            "stop_token_ids": [end_id],
+            "logit_bias": dict.fromkeys(suppressed_ids, -100.0),
+        }
+        self._generation.temperature, self._generation.top_p = sampling.temperature, sampling.top_p
+        self._generation.max_completion_length = max(request.max_tokens for request in requests)
+        images = [[decode_image(image) for image in request.images] for request in requests]
+        _, ids, logprobs, _ = self._generation.generate(
+            prompts=[list(request.ids) for request in requests],
+            images=[shown or None for shown in images] if any(images) else None,
+            num_generations=1,
+        )
+        return [
+            Sampled(tuple(written), tuple(float("nan") if p[0] is None else p[0] for p in scores))
+            for written, scores in zip(ids, logprobs, strict=True)
+        ]

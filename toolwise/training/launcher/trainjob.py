@@ -1,0 +1,128 @@
+"""A training step as a Kubeflow Trainer `TrainJob`: what it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from kubeflow_trainer_api import models
+from pydantic import BaseModel, ConfigDict
+
+from toolwise.training.hardware import HardwareSettings
+from toolwise.training.launcher.cluster import Cluster
+
+GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+RUNTIME = "toolwise-torch"
+"""The `ClusterTrainingRuntime` every `TrainJob` here refers to; see docs/scaling.md."""
+VOLUME = "/var/toolwise"
+"""Where the runtime mounts a volume that outlives the pods and that all nodes share."""
+SERVER_VARIABLE = "TOOLWISE_VLLM_SERVER"
+"""Environment variable of a trainer: address of the vLLM server beside it."""
+
+
+class NodeWork(BaseModel):
+    """What every process of a `TrainJob` does: a training step, on inputs that travel by address.
+
+    Args:
+        step: `train-sft` or `train-hdpo`.
+        settings: its section of the profile, as JSON.
+        seed: the run's seed.
+        inputs: addresses by input name.
+        output: where the checkpoint goes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: str
+    settings: str
+    seed: int
+    inputs: dict[str, str]
+    output: str
+
+
+def job_name(step: str, identity: dict[str, Any]) -> str:
+    """The name of the `TrainJob` that does exactly this: the same again after a restart."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{step}-{digest[:10]}"
+
+
+def train_job(
+    name: str,
+    work: NodeWork,
+    processes: int,
+    hardware: HardwareSettings,
+    cluster: Cluster,
+    server: str | None = None,
+) -> models.TrainerV1alpha1TrainJob:
+    """The `TrainJob` of a training step.
+
+    Args:
+        name: see `job_name`.
+        work: what every process does.
+        processes: GPUs of a node.
+        hardware: how many nodes.
+        cluster: image, resources and secrets.
+        server: address of the vLLM server beside it.
+    """
+    environment = [
+        *(_variable(key, value) for key, value in _plain(server).items()),
+        *(_secret_variable(cluster.secret, key) for key in cluster.secret_keys),
+    ]
+    resources = {
+        "cpu": cluster.cpu,
+        "memory": cluster.memory,
+        cluster.accelerator: str(processes),
+    }
+    return models.TrainerV1alpha1TrainJob(
+        apiVersion=f"{GROUP}/{VERSION}",
+        kind="TrainJob",
+        metadata=models.IoK8sApimachineryPkgApisMetaV1ObjectMeta(
+            name=name, labels={"app.kubernetes.io/part-of": "toolwise"}
+        ),
+        spec=models.TrainerV1alpha1TrainJobSpec(
+            runtimeRef=models.TrainerV1alpha1RuntimeRef(
+                apiGroup=GROUP, kind="ClusterTrainingRuntime", name=RUNTIME
+            ),
+            trainer=models.TrainerV1alpha1Trainer(
+                image=cluster.image,
+                # The runtime sets PET_*: nodes, processes, and where they meet.
+                command=["torchrun", "-m", "toolwise.steps.node"],
+                args=[work.model_dump_json()],
+                numNodes=hardware.nodes,
+                numProcPerNode=processes,
+                resourcesPerNode=models.IoK8sApiCoreV1ResourceRequirements(
+                    limits=_quantities(resources), requests=_quantities(resources)
+                ),
+                env=environment,
+            ),
+        ),
+    )
+
+
+def _plain(server: str | None) -> dict[str, str]:
+    """Environment of a trainer: what it fetches and what it keeps stands on the volume."""
+    here = {
+        "TOOLWISE_WORK": f"{VOLUME}/work",
+        "TOOLWISE_CACHE": f"{VOLUME}/cache",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return here | ({SERVER_VARIABLE: server} if server else {})
+
+
+def _quantities(amounts: dict[str, str]) -> Any:
+    return {
+        name: models.IoK8sApimachineryPkgApiResourceQuantity(amount)
+        for name, amount in amounts.items()
+    }
+
+
+def _variable(name: str, value: str) -> models.IoK8sApiCoreV1EnvVar:
+    return models.IoK8sApiCoreV1EnvVar(name=name, value=value)
+
+
+def _secret_variable(secret: str, key: str) -> models.IoK8sApiCoreV1EnvVar:
+    selector = models.IoK8sApiCoreV1SecretKeySelector(name=secret, key=key)
+    return models.IoK8sApiCoreV1EnvVar(
+        name=key, valueFrom=models.IoK8sApiCoreV1EnvVarSource(secretKeyRef=selector)
+    )
