@@ -12,7 +12,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("sandbox", "engine", "rollouts", "runner", "curation", "deduplication", "hdpo", "trainer_cost", "serve")
+PARTS = (
+    "sandbox",
+    "engine",
+    "rollouts",
+    "runner",
+    "curation",
+    "deduplication",
+    "hdpo",
+    "trainer_cost",
+    "serve",
+)
 RESULTS = Path(__file__).parent / "results"
 
 

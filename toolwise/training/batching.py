@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from toolwise.agent.rendering import RenderedConversation, Renderer
 from toolwise.agent.mrope import mrope_positions
+from toolwise.agent.rendering import RenderedConversation, Renderer
 
 IGNORED = -100
 """Label of a token the loss does not count."""
