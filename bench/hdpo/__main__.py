@@ -8,7 +8,7 @@ import sys
 
 from bench.hdpo.report import write_report
 from bench.hdpo.scale import Scale
-from bench.hdpo.study import RESULTS, finished, run_study
+from bench.hdpo.study import RESULTS, finished, run_study, write_results
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         results = json.loads(RESULTS.read_text())
     elif given.so_far:
         results = finished(scale)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        write_results(results)
     else:
         results = run_study(scale)
     write_report(results)

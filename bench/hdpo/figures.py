@@ -22,7 +22,8 @@ from toolwise.evaluation.metrics import (
 from toolwise.evaluation.statistics import paired_bootstrap
 
 METRICS = ("accuracy", "redundant_call_rate", "necessary_call_rate")
-THRESHOLD = 0.05
+THRESHOLDS = (0.5, 0.05)
+"""Of the redundant rate: half way, and cured."""
 WINDOW = 5
 """Steps over which the redundant rate of the rollouts is averaged before it is compared."""
 REFERENCE = "hdpo 0.15"
@@ -89,12 +90,15 @@ def _arm(
     own = scores[arm.label]
     reference = scores.get(f"{arm.regime}: {REFERENCE}")
     steps = [run["steps"] for _, _, run in runs]
-    crossings = [
-        first_stays_under(
-            [s["redundant"] for s in run], [s["solvable"] for s in run], THRESHOLD, WINDOW
-        )
-        for run in steps
-    ]
+    crossings = {
+        str(threshold): [
+            first_stays_under(
+                [s["redundant"] for s in run], [s["solvable"] for s in run], threshold, WINDOW
+            )
+            for run in steps
+        ]
+        for threshold in THRESHOLDS
+    }
     return {
         "regime": arm.regime,
         "name": arm.name,
@@ -115,9 +119,10 @@ def _arm(
             }
             for _, seed, run in runs
         ],
-        "rollouts_until_under": [
-            None if step is None else step * scale.rollouts_per_step for step in crossings
-        ],
+        "rollouts_until_under": {
+            threshold: [None if step is None else step * scale.rollouts_per_step for step in found]
+            for threshold, found in crossings.items()
+        },
         "against_reference": (
             _difference(own, reference) if reference and arm.name != REFERENCE else None
         ),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from bench.hdpo.exact import Method, Prompt, push
-from bench.hdpo.figures import THRESHOLD
+from bench.hdpo.figures import THRESHOLDS
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart with any colour vision (Okabe & Ito)."""
@@ -62,7 +62,7 @@ def plot_curves(results: dict[str, Any], path: Path) -> None:
             axes.plot(
                 curve["rollouts"], _known(curve["necessary"]), color=colour, linestyle=(0, (1, 2))
             )
-        axes.axhline(THRESHOLD, color="#59636e", linewidth=0.8)
+        axes.axhline(min(THRESHOLDS), color="#59636e", linewidth=0.8)
         axes.set_title(title, fontsize=9)
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, eapo, grpo, push
-from bench.hdpo.figures import THRESHOLD, WINDOW
+from bench.hdpo.figures import THRESHOLDS, WINDOW
 from bench.hdpo.plots import plot_curves, plot_exact, plot_q
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -105,7 +105,7 @@ def _study_tables(results: dict[str, Any]) -> str:
         f"{scale['items']} benchmark items answered once greedily and twice sampled; "
         f"{results['machine']['cores']} CPU cores, {min(cpu):.0f}–{max(cpu):.0f} s of CPU an arm "
         f"and seed. *Until* is the number of rollouts after which the redundant rate of the "
-        f"rollouts themselves, over {WINDOW} steps, stays under {THRESHOLD:.0%}, seed by seed "
+        f"rollouts themselves, over {WINDOW} steps, stays under a threshold, seed by seed "
         f"(– : not within the run).",
         "",
         _table(
@@ -138,7 +138,11 @@ def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
     for mode in ("greedy", "sampled"):
         header += [f"accuracy, {mode}", f"redundant, {mode}", f"necessary, {mode}"]
     return _table(
-        [*header, "until", "redundant at the end: perception / math / search"],
+        [
+            *header,
+            *(f"until under {t:.0%}" for t in THRESHOLDS),
+            "redundant at the end: perception / math / search",
+        ],
         (
             [
                 arm["name"],
@@ -148,7 +152,7 @@ def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
                     for mode in ("greedy", "sampled")
                     for metric in arm[mode].values()
                 ),
-                ", ".join("–" if n is None else f"{n:,}" for n in arm["rollouts_until_under"]),
+                *(_counts(found) for found in arm["rollouts_until_under"].values()),
                 " / ".join(
                     _share(arm["abilities"].get(a, {}).get("redundant_call_rate", {}).get("value"))
                     for a in ("perception", "math", "search")
@@ -170,6 +174,10 @@ def _comparison_table(arms: Sequence[dict[str, Any]]) -> str:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _counts(counts: Sequence[int | None]) -> str:
+    return " · ".join("–" if count is None else f"{count:,}" for count in counts)
 
 
 def _interval(metric: dict[str, Any]) -> str:

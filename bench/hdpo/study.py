@@ -56,8 +56,15 @@ def run_study(scale: Scale) -> dict[str, Any]:
         if any(codes):
             sys.exit("a worker of the study failed; its output is above")
     results = finished(scale)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(results)
     return results
+
+
+def write_results(results: dict[str, Any]) -> None:
+    """Write `bench/results/hdpo_arms.json`, an arm a line."""
+    head = {name: value for name, value in results.items() if name != "arms"}
+    lines = ",\n".join(json.dumps(arm) for arm in results["arms"])
+    RESULTS.write_text(f'{json.dumps(head)[:-1]}, "arms": [\n{lines}\n]}}\n')
 
 
 def finished(scale: Scale) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from toolwise.agent import Limits
 from toolwise.agent.processor import load_processor
 from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.tools import Tool, open_tools
-from toolwise.training.hdpo import HDPOConfig, HDPOTrainer
+from toolwise.training.hdpo import HDPOConfig, HDPOTrainer, hdpo_advantages
 from toolwise.training.hdpo.agent import InProcessAgent
+from toolwise.training.hdpo.difficulty import eapo_rewards
 from toolwise.training.hdpo.run import task_accuracy
 
 G = 4
@@ -154,3 +155,21 @@ def test_difficulty_aware_efficiency_is_weighted_by_the_share_of_right_rollouts(
     assert plain.any()
     torch.testing.assert_close(aware[:G], 0.75 * plain[:G])  # three of four are right
     torch.testing.assert_close(aware[G:], plain[G:])
+
+
+def test_eapo_is_one_advantage_of_its_reward(
+    checkpoint: Path, tools: Sequence[Tool], tmp_path: Path
+) -> None:
+    trainer = trainer_on(checkpoint, tools, tmp_path, variant="eapo", alpha=0.7)
+    seen: list[Any] = []
+    score = trainer._calculate_rewards
+    trainer._calculate_rewards = lambda *given: (score(*given), seen.append(trainer._scores))[0]
+    batch = scored_batch(trainer)
+    accuracy, _, correct, calls = seen[0]
+    reward = eapo_rewards(accuracy, correct, calls, G, beta=0.7)
+    assert not torch.equal(reward, accuracy)
+    expected = hdpo_advantages(reward, reward, correct, G, eps=1e-4).accuracy
+    torch.testing.assert_close(batch["advantages"], expected)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(trainer.model, batch)
+    assert "loss/efficiency" not in trainer._metrics["train"]

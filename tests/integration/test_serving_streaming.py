@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -142,18 +144,29 @@ def test_a_client_that_leaves_cancels_the_upstreams_work(
 
 
 def test_a_client_that_leaves_kills_its_tool_call(server: ServedProcess) -> None:
-    def sandboxed() -> int:
-        return len(psutil.Process(server.process.pid).children(recursive=True))
+    process = psutil.Process(server.process.pid)
+    before = processor_time(process)
 
-    idle = sandboxed()
+    def busy() -> list[psutil.Process]:
+        """Those that compute since: the call's."""
+        return [p for p, used in processor_time(process).items() if used > before.get(p, 0) + 0.1]
+
     url = f"{server.origin}/v1/chat/completions"
-    asked = body("call import time; time.sleep(9)")
-    with httpx.stream("POST", url, json=asked, timeout=60) as reply:
+    with httpx.stream("POST", url, json=body("call while True: pass"), timeout=60) as reply:
         assert any("calling" in line for line in reply.iter_lines())
-        until(lambda: sandboxed() > idle)
-    began = time.monotonic()
-    until(lambda: sandboxed() == idle)
-    assert time.monotonic() - began < 8
+        until(lambda: bool(busy()))
+        calling = busy()
+    gone, _ = psutil.wait_procs(calling, timeout=5)  # its own limit is 10 s
+    assert gone
+
+
+def processor_time(process: psutil.Process) -> dict[psutil.Process, float]:
+    """Seconds that each descendant has computed."""
+    used = {}
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            used[child] = child.cpu_times().user
+    return used
 
 
 def until(holds: Callable[[], bool], seconds: float = 60) -> None:

@@ -319,8 +319,8 @@ def step_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kubernetes) -> Ite
 
 
 def settings(**changes: Any) -> str:
-    plain = HARDWARE.model_copy(update={"nodes": 1, "vllm": "colocated"})
-    made = SftSettings(steps=2, batch_size=2, warmup_steps=1, hardware=plain)
+    one = HardwareSettings(gpu="h100-80gb")
+    made = SftSettings(steps=2, batch_size=2, warmup_steps=1, hardware=one)
     return made.model_copy(update=changes).model_dump_json()
 
 
@@ -373,10 +373,10 @@ def test_a_step_that_is_told_to_stop_deletes_its_trainjob(step_pod: Path, kubern
     )
     pod = subprocess.Popen([sys.executable, "-c", code, str(step_pod)], env=dict(os.environ))
     try:
-        assert cluster.looked.wait(120)
+        assert cluster.looked.wait(300)
         [name] = cluster.jobs
         pod.send_signal(signal.SIGTERM)
-        assert pod.wait(60) == 143
+        assert pod.wait(120) == 143
     finally:
         pod.kill()
     assert cluster.deleted == [name]

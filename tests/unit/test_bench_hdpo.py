@@ -127,8 +127,8 @@ def test_seeds_are_pooled_item_by_item_and_compared_in_pairs() -> None:
         "necessary_call_rate": (-0.5, 2),
     }
     # Windows of five steps of 48 rollouts: full at step 5; the second seed's has 9/50 there.
-    assert first["rollouts_until_under"] == [5 * 48, 6 * 48]
-    assert second["rollouts_until_under"] == [None, 5 * 48]
+    assert first["rollouts_until_under"] == {"0.5": [5 * 48] * 2, "0.05": [5 * 48, 6 * 48]}
+    assert second["rollouts_until_under"] == {"0.5": [None, 5 * 48], "0.05": [None, 5 * 48]}
 
 
 def test_every_arm_of_the_study_has_settings_and_a_label_of_its_own() -> None:

@@ -70,6 +70,7 @@ def test_a_profile_that_cannot_fit_is_refused_by_the_command(tmp_path: Path) -> 
     ("section", "changes", "told"),
     [
         ("hardware", {"vllm": "server"}, "needs kubeflow.vllm_image"),
+        ("hardware", {"vllm_gpus": 2}, "vllm_gpus is for vllm: server"),
         ("kubeflow", {"exchange": "/mnt/x"}, "kubeflow.exchange"),
         ("hardware", {"gpu": "tpu-v5p"}, "hardware.gpu"),
     ],

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from toolwise.agent.mrope import mrope_positions
 from toolwise.agent.rendering import Pixels
-from toolwise.agent.transformers_engine import TransformersEngine, mrope_positions
+from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.errors import BackendError
 from toolwise.serving.turn_cache import TurnCache, gathered, joined
 from toolwise.serving.writing import Conversation, Writing

@@ -19,6 +19,7 @@ from toolwise.events import Event, EventWriter
 from toolwise.steps.functions import train_hdpo, train_sft
 from toolwise.steps.running import WORK_VARIABLE, Step
 from toolwise.storage import local_copy, publish
+from toolwise.training.launcher.following import ERROR
 from toolwise.training.launcher.trainjob import NodeWork
 
 _WORK = {"train-sft": train_sft, "train-hdpo": train_hdpo}
@@ -102,7 +103,7 @@ def main(arguments: list[str]) -> int:
     try:
         work(NodeWork.model_validate_json(arguments[0]))
     except ToolwiseError as error:
-        print(f"Error: {error}", file=sys.stderr, flush=True)
+        print(f"{ERROR}{error}", file=sys.stderr, flush=True)
         return 1
     return 0
 

@@ -26,6 +26,8 @@ TAIL = 1000
 """Lines of the log read at a look."""
 SHOWN = 20
 """Last lines of the log that an error quotes."""
+ERROR = "Error: "
+"""How a training process begins the line that says why it ends; torchrun's own account follows."""
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 T = TypeVar("T")
@@ -241,6 +243,7 @@ class _Log:
     def __init__(self) -> None:
         self._newest = ""
         self._last: list[str] = []
+        self._error: str | None = None
 
     def new(self, text: str) -> Iterator[str]:
         for stamped in text.splitlines():
@@ -248,12 +251,15 @@ class _Log:
             if stamp > self._newest:
                 self._newest = stamp
                 self._last = [*self._last[1 - SHOWN :], line]
+                if line.startswith(ERROR):
+                    self._error = line
                 yield line
 
     @property
     def end(self) -> str:
-        """The last lines, for an error."""
-        return "".join(f"\n    {line}" for line in ["", *self._last] if line)
+        """The error a process named, or else the last lines."""
+        lines = [self._error] if self._error else self._last
+        return "".join(f"\n    {line}" for line in lines if line)
 
 
 def _condition(job: dict[str, Any], kind: str) -> dict[str, Any] | None:
