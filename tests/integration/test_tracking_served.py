@@ -12,12 +12,20 @@ from mlflow.tracking import MlflowClient
 from toolwise.agent import CallRecord, Rollout, Turn
 from toolwise.data import Task
 from toolwise.tools import ToolResult
+from toolwise.tracking import Connection
 from toolwise.tracking.served import WAITING, ServedRequest, ServedTraces
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def uri(mlflow_uri: str) -> str:
+    """MLflow, with its database made: that takes longer than a trace may."""
+    Connection(mlflow_uri).request(lambda client: client.search_experiments())
+    return mlflow_uri
 
 
 @pytest.fixture(autouse=True)
@@ -74,11 +82,11 @@ def traces_of(uri: str, experiment: str) -> list[Trace]:
     return [] if found is None else list(client.search_traces(locations=[found.experiment_id]))
 
 
-def test_a_request_is_a_trace_with_its_turns_calls_tokens_times_errors_and_images(mlflow_uri: str):
-    traces = ServedTraces("served", 1.0, mlflow_uri)
+def test_a_request_is_a_trace_with_its_turns_calls_tokens_times_errors_and_images(uri: str):
+    traces = ServedTraces("served", 1.0, uri)
     traces.offer(request("r-1"))
     traces.close(120)
-    (trace,) = traces_of(mlflow_uri, "served")
+    (trace,) = traces_of(uri, "served")
     assert trace.info.tags["toolwise.request"] == "r-1"
     assert trace.info.execution_duration == 1500
     root, first, call, second = sorted(
@@ -102,12 +110,12 @@ def test_a_request_is_a_trace_with_its_turns_calls_tokens_times_errors_and_image
     assert "image%2Fpng" in image
 
 
-def test_a_request_that_failed_is_an_error_and_always_traced(mlflow_uri: str):
-    traces = ServedTraces("failed", 0.0, mlflow_uri)
+def test_a_request_that_failed_is_an_error_and_always_traced(uri: str):
+    traces = ServedTraces("failed", 0.0, uri)
     traces.offer(request("r-2"))
     traces.offer(request("r-3", error="no answer within 60 s"))
     traces.close(120)
-    (trace,) = traces_of(mlflow_uri, "failed")
+    (trace,) = traces_of(uri, "failed")
     assert trace.info.tags["toolwise.request"] == "r-3"
     assert trace.info.state.value == "ERROR"
 

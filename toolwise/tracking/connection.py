@@ -60,6 +60,8 @@ class Connection:
         self._made: MlflowClient | None = None
         self._making = threading.Lock()
         if file := self.sqlite_file:
+            # One write at a time is all that SQLite takes; more would time out waiting.
+            os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_MAX_WORKERS", "1")
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:

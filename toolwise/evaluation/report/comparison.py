@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -61,9 +60,9 @@ def _table(title: str, rows: Sequence[Compared], mode: ToolsOnMode) -> Table:
         title=Text(title),
         title_justify="left",
         title_style="bold",
-        box=box.SIMPLE_HEAD,
+        box=None,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, 2, 0, 0),
     )
     table.add_column("")
     for metric in SHOWN:
