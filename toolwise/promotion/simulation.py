@@ -50,14 +50,16 @@ def passes_redundant(policy: GatePolicy, rate: float, items: int) -> float:
         rate: how often the model calls a tool on an item it solves without, 0 … 1.
         items: how many such items are measured, one answer each.
     """
-    accepted = (n for n in range(items + 1) if accepts_redundant(policy, n, items))
-    return float(binom.cdf(max(accepted, default=-1), items, rate))
+    counts = range(items + 1)
+    refused = bisect_left(counts, True, key=lambda n: not accepts_redundant(policy, n, items))
+    return float(binom.cdf(refused - 1, items, rate))
 
 
 def passes_necessary(policy: GatePolicy, rate: float, items: int) -> float:
     """Probability that the gate accepts a model with this true necessary call rate."""
-    accepted = (n for n in range(items + 1) if accepts_necessary(policy, n, items))
-    return float(binom.sf(min(accepted, default=items + 1) - 1, items, rate))
+    counts = range(items + 1)
+    accepted = bisect_left(counts, True, key=lambda n: accepts_necessary(policy, n, items))
+    return float(binom.sf(accepted - 1, items, rate))
 
 
 def passes_accuracy(policy: GatePolicy, changed: float, items: int) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from toolwise.errors import BackendError, ToolwiseError
@@ -114,12 +114,12 @@ def _wait(
         ready_seconds: how long to wait.
         told: hears what for.
     """
-    started = time.monotonic()
+    started = monotonic()
     while True:
         found = services.get(name)
         if found is None:
             raise BackendError(f"it was deleted from namespace {services.namespace} meanwhile")
-        waited = time.monotonic() - started
+        waited = monotonic() - started
         why = _why_not_ready(found)
         if why is None and stale is not None and _stamp(found) == stale:
             # KServe has no reliable mark of which generation a status is of (its
@@ -134,7 +134,7 @@ def _wait(
             raise BackendError(f"KServe refuses it: {why}")
         if waited >= ready_seconds:
             raise BackendError(f"it was not ready within {ready_seconds:.0f} s: {why}")
-        time.sleep(POLL_SECONDS)
+        sleep(POLL_SECONDS)
 
 
 def _put_back(
