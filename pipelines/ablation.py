@@ -95,7 +95,8 @@ def ablation(profile: "Profile", variants: Variants) -> GraphComponent:
                 **shared,
             )
         ).outputs["curated"]
-        with dsl.ParallelFor(items, name="variants") as variant:
+        with dsl.ParallelFor(items, name="variants") as item:
+            variant: Any = item
             trained = training(
                 train_hdpo(settings=variant.settings, model=start, curated=prompts, **shared)
             ).outputs["checkpoint"]

@@ -102,7 +102,7 @@ def _checkpoint(connection: Connection, model_id: str | None) -> tuple[str, str]
 
 
 def _input_model(run: Run) -> str | None:
-    return next((model.model_id for model in run.inputs.model_inputs), None)
+    return next((model.model_id for model in (run.inputs.model_inputs if run.inputs else ())), None)
 
 
 def _stage(run: Run, checkpoint: str, licence: str) -> Stage:
@@ -119,7 +119,7 @@ def _stage(run: Run, checkpoint: str, licence: str) -> Stage:
                 next((tag.value for tag in used.tags if tag.key == "mlflow.data.context"), ""),
                 json.loads(used.dataset.profile or "{}").get("rows"),
             )
-            for used in run.inputs.dataset_inputs
+            for used in (run.inputs.dataset_inputs if run.inputs else ())
         ),
         checkpoint=checkpoint,
         licence=licence,

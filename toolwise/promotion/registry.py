@@ -72,7 +72,9 @@ class Registry:
                 return str(existing.version)
         run = request(lambda client: client.get_run(run_id))
         tags = {k: f"{v:.4f}" for k, v in run.data.metrics.items() if f"/{OVERALL}/" in k}
-        model_id = next((model.model_id for model in run.inputs.model_inputs), None)
+        model_id = next(
+            (model.model_id for model in (run.inputs.model_inputs if run.inputs else ())), None
+        )
         created = request(
             lambda client: client.create_model_version(
                 self.name, source, run_id, tags, model_id=model_id

@@ -57,7 +57,10 @@ def tables(policy: GatePolicy) -> str:
             passes_accuracy,
         ),
     )
-    return "\n\n".join(f"{title}:\n\n{_table(policy, *rest)}" for title, *rest in parts)
+    return "\n\n".join(
+        f"{title}:\n\n{_table(policy, heading, truths, passes)}"
+        for title, heading, truths, passes in parts
+    )
 
 
 def _table(policy: GatePolicy, heading: str, truths: Sequence[float], passes: Probability) -> str:
@@ -127,7 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, help="write the plot, as SVG")
     options = parser.parse_args(arguments)
     try:
-        policy = GatePolicy.load(options.policy) if options.policy else GatePolicy()
+        policy = (
+            GatePolicy.load(options.policy) if options.policy else GatePolicy.model_validate({})
+        )
         if options.picture:
             with atomic_file(options.picture) as partial:
                 partial.write_bytes(picture(policy))

@@ -6,7 +6,7 @@ Legend: R rows, H heads, K cached positions, W positions of one block, D head di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def gathered(cache: TurnCache, rows: Sequence[int]) -> TurnCache:
     order_RK = mask_RK.long().argsort(dim=1, stable=True)[:, -width:]
     index_RHKD = order_RK[:, None, :, None]
     taken = TurnCache(len(cache.layers))
-    for old, new in zip(cache.layers, taken.layers, strict=True):
+    for old, new in zip(cache.layers, cast(Any, taken.layers), strict=True):
         states = []
         for all_RHKD in _states(old):
             chosen_RHKD = all_RHKD[list(rows)]
@@ -55,7 +55,7 @@ def joined(first: TurnCache, second: TurnCache) -> TurnCache:
     assert second.mask_RK is not None
     width = max(first.mask_RK.shape[1], second.mask_RK.shape[1])
     both = TurnCache(len(first.layers))
-    for one, other, new in zip(first.layers, second.layers, both.layers, strict=True):
+    for one, other, new in zip(first.layers, second.layers, cast(Any, both.layers), strict=True):
         pairs = zip(_states(one), _states(other), strict=True)
         new.update(*(torch.cat([_padded(a, width), _padded(b, width)]) for a, b in pairs))
     masks = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ def train_base(
     for step in range(settings.steps):
         batches = next(stream)
         written = sum(int((b["labels"] != IGNORED).sum()) for b in batches)
-        written = reduce(torch.tensor(written), "sum")
+        written = _summed(torch.tensor(written))
         total = torch.zeros(())
         for batch in batches:
             labels = batch.pop("labels")[:, 1:]
@@ -108,7 +108,7 @@ def train_base(
             (loss / written).backward()
             total += loss.detach() / written
         _add_up_gradients(model)
-        total = reduce(total, "sum")
+        total = _summed(total)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
@@ -123,6 +123,11 @@ def train_base(
             processor.save_pretrained(folder)
 
 
+def _summed(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor summed over the processes of the group."""
+    return cast(torch.Tensor, reduce(tensor, "sum"))
+
+
 def _add_up_gradients(model: torch.nn.Module) -> None:
     """Make every process's gradients the sum over the group's."""
     if PartialState().num_processes == 1:
@@ -131,7 +136,7 @@ def _add_up_gradients(model: torch.nn.Module) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients: Any = [parameter.grad for parameter in model.parameters()]
-    vector_to_parameters(reduce(parameters_to_vector(gradients), "sum"), gradients)
+    vector_to_parameters(_summed(parameters_to_vector(gradients)), gradients)
 
 
 def _warm_hold_decay(step: int, steps: int, warm_up: int = 50, hold: float = 0.65) -> float:

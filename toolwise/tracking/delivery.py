@@ -169,7 +169,7 @@ class Delivery:
         self._models[entry.digest] = model.model_id
         run = client.get_run(self.run_id)
         if entry.role == "input":
-            linked = [known.model_id for known in run.inputs.model_inputs]
+            linked = [known.model_id for known in (run.inputs.model_inputs if run.inputs else ())]
             if model.model_id not in linked:
                 client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id)])
         else:

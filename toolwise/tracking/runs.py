@@ -276,8 +276,9 @@ class Run:
         tags: Mapping[str, str] | None = None,
     ) -> str:
         place = str(checkpoint.absolute() if isinstance(checkpoint, Path) else checkpoint)
-        known = isinstance(checkpoint, Path) and checkpoint.exists()
-        digest = content_digest(checkpoint) if known else place
+        digest = place
+        if isinstance(checkpoint, Path) and checkpoint.exists():
+            digest = content_digest(checkpoint)
         model = entries.Model(
             digest=digest, name=name, place=place, role=role, step=step, tags=dict(tags or {})
         )

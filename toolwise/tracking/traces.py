@@ -106,13 +106,13 @@ def trace(rollout: TracedRollout, experiment_id: str) -> str:
             span = _span(root, name, SpanType.TOOL, part["arguments"], clock)
             span.set_outputs(message["content"])
             if part["is_error"]:
-                span.set_status(SpanStatus(SpanStatusCode.ERROR, _text(message)))
+                _failed(span, _text(message))
             unread.append(message)
         clock += _ns(part["seconds"])
         span.end(end_time_ns=clock)
     root.set_outputs(dict(rollout.outputs))
     if rollout.error is not None:
-        root.set_status(SpanStatus(SpanStatusCode.ERROR, rollout.error))
+        _failed(root, rollout.error)
     root.end(end_time_ns=max(clock, ended))
     return root.trace_id
 
@@ -121,6 +121,11 @@ def _span(root: LiveSpan, name: str, kind: str, inputs: Any, started: int) -> Li
     return mlflow.start_span_no_context(
         name, span_type=kind, parent_span=root, inputs=inputs, start_time_ns=started
     )
+
+
+def _failed(span: LiveSpan, why: str) -> None:
+    status: Any = SpanStatus(SpanStatusCode.ERROR, why)  # taken whole, though typed as its code
+    span.set_status(status)
 
 
 def _usage(turn: Mapping[str, Any]) -> dict[str, int]:

@@ -46,7 +46,7 @@ class TrainJobs:
     namespace: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self._config = kubernetes.client.Configuration()
+        self._config: Any = kubernetes.client.Configuration()
         self._config.retries = False  # ours are bounded, and name the endpoint
         try:
             if _NAMESPACE.exists():
@@ -193,7 +193,8 @@ class TrainJobs:
         pods: Any = self._ask(
             lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector)
         )
-        return max(pods.items, key=lambda pod: pod.metadata.creation_timestamp, default=None)
+        found: list[Any] = pods.items
+        return max(found, key=lambda pod: pod.metadata.creation_timestamp, default=None)
 
     def _lines(self, name: str, log: _Log) -> Iterator[str]:
         pod = self._pod(name)

@@ -68,7 +68,7 @@ class _Job:
 
 
 class _Logged(NamedTuple):
-    metrics: Mapping[str, float]
+    metrics: dict[str, float]
     step: int
 
 
@@ -109,7 +109,7 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
 
 def _follow(group: Mapping[Connection, int], log: Log | None, progress: Progress | None) -> None:
     """Pass on what the processes say until all have finished; raise what ended one of them."""
-    running = dict(group)
+    running: dict[Any, int] = dict(group)
     while running:
         ready = [connection for connection in wait(list(running)) if connection in running]
         words = [(running[connection], _word(connection), connection) for connection in ready]
@@ -135,7 +135,7 @@ def _follow(group: Mapping[Connection, int], log: Log | None, progress: Progress
                     raise _died(rank)
 
 
-def _word(connection: Connection) -> Any:
+def _word(connection: Any) -> Any:
     """What a process says next; None from one that is gone."""
     try:
         return connection.recv()
