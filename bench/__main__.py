@@ -12,7 +12,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("sandbox", "engine", "rollouts", "runner", "curation", "deduplication", "hdpo", "trainer_cost", "serve")
+PARTS = (
+    "sandbox",
+    "engine",
+    "rollouts",
+    "runner",
+    "curation",
+    "deduplication",
+    "hdpo",
+    "trainer_cost",
+    "collapse_alarm",
+    "serve",
+)
 RESULTS = Path(__file__).parent / "results"
 
 
