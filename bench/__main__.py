@@ -21,6 +21,7 @@ PARTS = (
     "deduplication",
     "hdpo",
     "trainer_cost",
+    "collapse_alarm",
     "serve",
 )
 RESULTS = Path(__file__).parent / "results"

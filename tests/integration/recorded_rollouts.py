@@ -11,7 +11,8 @@ import torch
 from accelerate import PartialState
 from toy_training import TASKS, answer, call, question, result, write_base
 from transformers import AutoModelForImageTextToText
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from toolwise.agent import Rollout, Sampling, TokenRecord, user_message
 from toolwise.agent.processor import load_processor
@@ -69,7 +70,7 @@ class RecordedAgent:
 
     def __init__(self, processor: Any) -> None:
         self.renderer = Renderer(processor)
-        self._rollouts = {
+        self.rollouts = {
             task.id: [record(self.renderer, task, said) for said in conversations(task)]
             for task in PROMPTS
         }
@@ -78,14 +79,14 @@ class RecordedAgent:
         self, tasks: Sequence[Task], sampling: Sampling, *, tool_free: bool = False
     ) -> list[Rollout]:
         first = PartialState().process_index * len(tasks)
-        return [self._rollouts[task.id][(first + i) % G] for i, task in enumerate(tasks)]
+        return [self.rollouts[task.id][(first + i) % G] for i, task in enumerate(tasks)]
 
     def prompt_ids(self, task: Task, *, tool_free: bool) -> tuple[int, ...]:
         offered = [] if tool_free else [PYTHON_SCHEMA]
         return tuple(self.renderer.prompt([user_message(task)], offered).ids)
 
 
-def right(rollout: Sequence[Rollout], **_: Any) -> list[float]:
+def right(rollout: Sequence[Rollout], **_: Any) -> list[float | None]:
     return [float(r.answer in r.task.answer) for r in rollout]
 
 

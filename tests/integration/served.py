@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import openai
 
-START_SECONDS = 300
+START_SECONDS = 600
 
 
 def free_port() -> int:

@@ -22,10 +22,12 @@ from recorded_rollouts import (
     scored,
 )
 from transformers import set_seed
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from toolwise.agent.processor import load_processor
 from toolwise.training.hdpo import HDPOConfig, HDPOTrainer, hdpo_advantages, hdpo_loss
+from toolwise.training.hdpo.advantages import Scale
 from toolwise.training.hdpo.rewards import efficiency_rewards
 
 B = len(PROMPTS) * G
@@ -54,7 +56,7 @@ class TestWithoutTheEfficiencyChannel:
     def trainers(self, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         """TRL's trainer and ours, both with TRL's generation."""
 
-        def length(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        def length(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
             return [float(sum(ids) % 7) for ids in completion_ids]
 
         settings = arguments(tmp_path_factory.mktemp("trl"), prompts=2, max_completion_length=6)
@@ -178,7 +180,7 @@ class TestTheTwoChannels:
         assert found["dr_grpo"] == pytest.approx(expected, rel=1e-5)
 
     @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-    def test_scale_rewards_holds_for_both(self, base: Path, tmp_path: Path, scale: str) -> None:
+    def test_scale_rewards_holds_for_both(self, base: Path, tmp_path: Path, scale: Scale) -> None:
         trainer = on_records(base, tmp_path, scale_rewards=scale)
         batch = scored(trainer)
         efficiency = efficiency_rewards(RIGHT, CALLS)

@@ -64,7 +64,7 @@ class Sight:
 
 def say(trainer: HDPOTrainer, turns: Sequence[Sequence[str]]) -> None:
     """Let rollout i of each group write `turns[i]`, one after the other."""
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    tokenizer: Any = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     ended = tokenizer.convert_tokens_to_ids("<|im_end|>")
     spoken: dict[int, int] = {}
 
@@ -91,7 +91,7 @@ def right(completions: list[list[dict[str, Any]]], **_: Any) -> list[float]:
 
 def text_only(folder: Path) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    tokenizer = build_tokenizer([])
+    tokenizer: Any = build_tokenizer([])
     tokenizer.chat_template = qwen3_chat_template
     config = Qwen3Config(
         vocab_size=len(tokenizer),

@@ -20,6 +20,8 @@ from PIL import Image
 from served import ServedProcess
 from streaming_server import StreamingServer
 
+from toolwise.tools.sandbox import DEFAULT_LIMITS
+
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[StreamingServer]:
@@ -154,9 +156,13 @@ def test_a_client_that_leaves_kills_its_tool_call(server: ServedProcess) -> None
     url = f"{server.origin}/v1/chat/completions"
     with httpx.stream("POST", url, json=body("call while True: pass"), timeout=60) as reply:
         assert any("calling" in line for line in reply.iter_lines())
+        began = time.monotonic()
         until(lambda: bool(busy()))
         calling = busy()
-    gone, _ = psutil.wait_procs(calling, timeout=5)  # its own limit is 10 s
+    left = DEFAULT_LIMITS.seconds - (time.monotonic() - began)
+    if left < 5:
+        pytest.skip("the machine is too busy to tell a kill from the call's own limit")
+    gone, _ = psutil.wait_procs(calling, timeout=left - 1)
     assert gone
 
 
@@ -189,7 +195,7 @@ def test_toolwise_ask_tells_calls_answer_and_time(server: ServedProcess, tmp_pat
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     command = [sys.executable, "-m", "toolwise.cli", "ask", "call print(image.size)"]
     command += ["--image", str(tmp_path / "red.png"), "--url", f"{server.origin}/v1"]
-    asked = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=600)
     called, answer, how = asked.stdout.splitlines()
     assert called.startswith("called python {'code': 'print(image.size)'} in ")
     assert answer == "done"
@@ -198,6 +204,6 @@ def test_toolwise_ask_tells_calls_answer_and_time(server: ServedProcess, tmp_pat
 
 def test_toolwise_ask_names_a_picture_it_cannot_read(server: ServedProcess) -> None:
     command = [sys.executable, "-m", "toolwise.cli", "ask", "x", "--image", "nowhere.png"]
-    asked = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert asked.returncode == 1
     assert "nowhere.png" in asked.stderr

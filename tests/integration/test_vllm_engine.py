@@ -134,9 +134,9 @@ class TestOverAServer:
             batch.append(0, [{"role": "tool", "tool_call_id": "call_0", "content": [result]}])
             (turn,) = asyncio.run(batch.generate([0], Sampling(max_tokens=2)))
             assert (turn.finish_reason, turn.completion_tokens) == ("length", 0)
-            batch = engine.start([question("x" * 600)], ())
+            longer = engine.start([question("x" * 600)], ())
             with pytest.raises(InputError, match=f"reads {CONTEXT}"):
-                asyncio.run(batch.generate([0], Sampling(max_tokens=2)))
+                asyncio.run(longer.generate([0], Sampling(max_tokens=2)))
 
 
 class InThisProcess:

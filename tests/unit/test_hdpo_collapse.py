@@ -87,7 +87,7 @@ class TestTheAlarm:
         found = find_collapse(log(*[(0.95, 0.02)] * 10, *[(0.55, 0.40)] * 5), P)
         assert found is not None
         assert str(found) == (
-            "tool use is collapsing: since step 5 accuracy fell from 0.95 to 0.55, and wrong "
+            "tool use is collapsing: since step 10 accuracy fell from 0.95 to 0.55, and wrong "
             "answers without a call rose from 0.02 to 0.40 of all rollouts"
         )
 
@@ -103,13 +103,20 @@ class TestTheAlarm:
     def test_it_is_not_raised_when(self, after: tuple[float, float], why: str) -> None:
         assert find_collapse(log(*[(0.95, 0.02)] * 10, *[after] * 5), P) is None, why
 
-    def test_it_needs_a_window_before_and_one_after(self) -> None:
+    def test_it_needs_a_whole_window_and_steps_before_it(self) -> None:
         # 200 groups of 40 are 5 steps.
         steps = log(*[(0.95, 0.02)] * 5, *[(0.1, 0.9)] * 5)
         assert find_collapse(steps, P) is not None
-        assert find_collapse(steps[:9], P) is None
+        assert find_collapse(steps[:6], P) is None
         # 200 groups of 20 are 10.
         assert find_collapse(steps, 20) is None
+
+    def test_it_sees_a_collapse_that_is_over_in_a_few_steps(self) -> None:
+        steps = log((0.92, 0.02), (0.89, 0.03), (0.7, 0.2), *[(0.5, 0.5)] * 5)
+        assert find_collapse(steps[:6], P) is None
+        found = find_collapse(steps, P)
+        assert found is not None
+        assert found.before.last_step == 2
 
     def test_it_sees_a_collapse_that_takes_a_long_time(self) -> None:
         slow = [(0.95 - step * 0.002, 0.02 + step * 0.002) for step in range(200)]

@@ -10,7 +10,7 @@ B = P·G: rollouts of a step, of which rows p·G … p·G+G−1 share a prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -28,7 +28,7 @@ TAG = "toolwise.collapse"
 
 STEPS = 5
 GROUPS = 200
-"""A window is at least so many logged steps, and so many groups, long."""
+"""The last window is at least so many logged steps, and so many groups, long."""
 
 CONFIDENCE = 0.999
 """Of a window's intervals: a run compares thousands of windows."""
@@ -112,18 +112,23 @@ def find_collapse(log: Sequence[Mapping[str, Any]], groups: int) -> Collapse | N
     """Whether tool use has collapsed by the end of a training log.
 
     It has, if in some earlier window accuracy was higher and missed calls were fewer than in the
-    last one, each by so much that their 99.9% intervals lie apart. Intervals are Wilson's over
-    the window's groups (a group's rollouts are alike, so it counts once).
+    last one, each by so much that their 99.9% intervals lie apart. An earlier window may be as
+    short as the start of the run, for a collapse can be over in a few steps. Intervals are
+    Wilson's over the window's groups (a group's rollouts are alike, so it counts once).
 
     Args:
         log: logged steps in order, as in `TrainerState.log_history`; those without rollouts of
             their own are passed over.
         groups: P, prompts of each.
     """
-    windows = list(_windows([e for e in log if _has_rates(e)], groups))
-    if not windows:
+    rated = [entry for entry in log if _has_rates(entry)]
+    size = max(STEPS, math.ceil(GROUPS / groups))
+    earlier = rated[:-size]
+    if not earlier:
         return None
-    after = windows[-1]
+    after = _window(rated[-size:], groups)
+    ends = range(1, len(earlier) + 1)
+    windows = (_window(earlier[max(0, end - size) : end], groups) for end in ends)
     before = [
         window
         for window in windows
@@ -132,7 +137,8 @@ def find_collapse(log: Sequence[Mapping[str, Any]], groups: int) -> Collapse | N
     ]
     if not before:
         return None
-    return Collapse(max(before, key=lambda window: window.accuracy), after)
+    best = max(before, key=lambda window: (window.accuracy_interval.low, window.last_step))
+    return Collapse(best, after)
 
 
 def tag_active_run(collapse: Collapse) -> None:
@@ -143,23 +149,17 @@ def tag_active_run(collapse: Collapse) -> None:
         mlflow.set_tag(TAG, str(collapse))
 
 
-def _windows(log: Sequence[Mapping[str, Any]], groups: int) -> Iterator[Window]:
-    """All windows that share no step with the last one, and the last one."""
-    size = max(STEPS, math.ceil(GROUPS / groups))
-    ends = range(size, len(log) + 1)
-    for end in ends:
-        if end > len(log) - size and end != len(log):
-            continue
-        steps, count = log[end - size : end], size * groups
-        accuracy = sum(step["accuracy"] for step in steps) / size
-        missed = sum(step[MISSED] for step in steps) / size
-        yield Window(
-            int(steps[-1].get("step", 0)),
-            accuracy,
-            missed,
-            wilson_interval(accuracy * count, count, CONFIDENCE),
-            wilson_interval(missed * count, count, CONFIDENCE),
-        )
+def _window(steps: Sequence[Mapping[str, Any]], groups: int) -> Window:
+    count = len(steps) * groups
+    accuracy = sum(step["accuracy"] for step in steps) / len(steps)
+    missed = sum(step[MISSED] for step in steps) / len(steps)
+    return Window(
+        int(steps[-1].get("step", 0)),
+        accuracy,
+        missed,
+        wilson_interval(accuracy * count, count, CONFIDENCE),
+        wilson_interval(missed * count, count, CONFIDENCE),
+    )
 
 
 def _has_rates(entry: Mapping[str, Any]) -> bool:

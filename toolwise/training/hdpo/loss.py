@@ -117,7 +117,9 @@ def surrogate(
     mask_BT = mask_BT.bool()
     log_ratio_BT = (logps_BT - old_logps_BT).masked_fill(~mask_BT, 0.0)
     if level == "sequence":
-        mean_B1 = log_ratio_BT.sum(dim=1, keepdim=True) / mask_BT.sum(dim=1, keepdim=True).clamp(1)
+        mean_B1 = log_ratio_BT.sum(dim=1, keepdim=True) / mask_BT.sum(dim=1, keepdim=True).clamp(
+            min=1
+        )
         log_ratio_BT = mean_B1.expand_as(log_ratio_BT)
     ratio_BT = log_ratio_BT.exp()
     advantages_B1 = advantages_B.unsqueeze(1)

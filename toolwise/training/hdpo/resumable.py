@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 from transformers.utils import logging
-from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from toolwise.agent import TokenRecord
@@ -51,7 +50,7 @@ class EpochOrder(Sampler[int]):
 class ResumableGRPOTrainer(GRPOTrainer):
     """TRL's trainer, resumed exactly; nothing else is changed."""
 
-    args: GRPOConfig
+    args: Any  # a GRPOConfig
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         sampler = super()._get_train_sampler(dataset)

@@ -23,12 +23,12 @@ from transformers.utils import logging
 from toolwise.agent import Rollout, Sampling, TokenRecord
 from toolwise.data import Message, Task
 from toolwise.training.hdpo import collapse
-from toolwise.training.hdpo.advantages import hdpo_advantages
+from toolwise.training.hdpo.advantages import Scale, hdpo_advantages
 from toolwise.training.hdpo.agent import RolloutAgent
 from toolwise.training.hdpo.config import HDPOConfig, Variant
 from toolwise.training.hdpo.difficulty import eapo_rewards, easiness
 from toolwise.training.hdpo.forward import RecordScores, score_records
-from toolwise.training.hdpo.loss import efficiency_mask, mean_count, surrogate
+from toolwise.training.hdpo.loss import Level, efficiency_mask, mean_count, surrogate
 from toolwise.training.hdpo.monitoring import rollout_metrics
 from toolwise.training.hdpo.resumable import ResumableGRPOTrainer
 from toolwise.training.hdpo.rewards import Scores, efficiency_rewards, judge_failed
@@ -222,9 +222,13 @@ class HDPOTrainer(ResumableGRPOTrainer):
         self._log_scores(mode, scores, batch["advantages"], efficiency, group)
         return batch
 
+    @property
+    def _scale(self) -> Scale:
+        return cast(Scale, self.scale_rewards)
+
     def _efficiency_advantages(self, scores: Scores, group: int) -> Tensor:
         """The efficiency channel's advantages, [B]."""
-        advantages = hdpo_advantages(*scores[:3], group, scale=self.scale_rewards).efficiency
+        advantages = hdpo_advantages(*scores[:3], group, scale=self._scale).efficiency
         if self.args.difficulty_aware:
             return advantages * easiness(scores.accuracy, scores.correct, group)
         return advantages
@@ -240,7 +244,7 @@ class HDPOTrainer(ResumableGRPOTrainer):
                 efficiency = efficiency * easiness(accuracy, correct, group)
             reward = accuracy + alpha * efficiency
         return hdpo_advantages(
-            reward, efficiency, correct, group, eps=_EPS, scale=self.scale_rewards
+            reward, efficiency, correct, group, eps=_EPS, scale=self._scale
         ).accuracy
 
     def _log_scores(
@@ -267,7 +271,7 @@ class HDPOTrainer(ResumableGRPOTrainer):
             return
         now = {name: sum(values) / len(values) for name, values in logged.items()}
         history = self.state.log_history
-        groups = self.args.generation_batch_size // self.num_generations
+        groups = cast(int, self.args.generation_batch_size) // self.num_generations
         found = collapse.find_collapse(
             [*history, {**now, "step": self.state.global_step}], groups * len(logged["accuracy"])
         )
@@ -275,7 +279,7 @@ class HDPOTrainer(ResumableGRPOTrainer):
         before = next((e[collapse.ALARM] for e in reversed(history) if collapse.ALARM in e), 0.0)
         if found and not before and self.accelerator.is_main_process:
             _logger.warning(str(found))
-            if "mlflow" in self.args.report_to:
+            if "mlflow" in (self.args.report_to or ()):
                 collapse.tag_active_run(found)
 
     # Loss
@@ -324,7 +328,7 @@ class HDPOTrainer(ResumableGRPOTrainer):
             clip_high=self.epsilon_high,
             dual_clip=self.args.delta,
             aggregation=self.args.aggregation,
-            level=self.importance_sampling_level,
+            level=cast(Level, self.importance_sampling_level),
             weights_BT=inputs.get("importance_sampling_ratio"),
             count=count,
         )
@@ -349,7 +353,8 @@ class HDPOTrainer(ResumableGRPOTrainer):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._records:
-            found = *self.record_logps(model, self._records, logits_to_keep, self._rows), None
+            scored = self.record_logps(model, self._records, logits_to_keep, self._rows)
+            found = scored.logps, scored.entropies, None
         else:
             found = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **kwargs

@@ -1,0 +1,69 @@
+"""A training whose model stops calling where it must says so: in its log and in MLflow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlflow
+import pytest
+from recorded_rollouts import PROMPTS, RecordedAgent, arguments, base_model, load, right
+
+from toolwise.agent import Rollout, Sampling
+from toolwise.agent.processor import load_processor
+from toolwise.data import Task
+from toolwise.training.hdpo import HDPOConfig, HDPOTrainer, collapse
+
+GOOD, BAD = 4, 5
+"""Steps with one call and the right answer each, then with none and wrong ones."""
+
+
+class Tiring(RecordedAgent):
+    """Calls and is right, until it does not call any more and is wrong."""
+
+    steps = 0
+
+    def answer(
+        self, tasks: Sequence[Task], sampling: Sampling, *, tool_free: bool = False
+    ) -> list[Rollout]:
+        self.steps += 1
+        kind = 2 if self.steps <= GOOD else 1
+        return [self.rollouts[task.id][kind] for task in tasks]
+
+
+def test_a_collapse_is_logged_warned_of_once_and_tagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(collapse, "GROUPS", GOOD * len(PROMPTS))
+    monkeypatch.setattr(collapse, "STEPS", GOOD)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    logging.getLogger("toolwise").propagate = True
+    base = base_model(tmp_path)
+    processor = load_processor(base)
+    settings = arguments(tmp_path, max_steps=GOOD + BAD, report_to=["mlflow"])
+    trainer = HDPOTrainer(
+        model=load(base),
+        reward_funcs=right,
+        args=HDPOConfig(**settings, run_name="tiring"),
+        processing_class=processor,
+        agent=Tiring(processor),
+        tasks=PROMPTS,
+    )
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    log = [entry for entry in trainer.state.log_history if "accuracy" in entry]
+    assert [entry["accuracy"] for entry in log] == [1.0] * GOOD + [0.0] * BAD
+    assert [entry["missed_call_rate"] for entry in log] == [0.0] * GOOD + [1.0] * BAD
+    # A whole window after it and a whole one before it: at the eighth step and after.
+    assert [entry["collapse_alarm"] for entry in log] == [0.0] * 7 + [1.0, 1.0]
+    said = [record.message for record in caplog.records if "collapsing" in record.message]
+    assert said == [
+        "tool use is collapsing: since step 4 accuracy fell from 1.00 to 0.00, and wrong answers "
+        "without a call rose from 0.00 to 1.00 of all rollouts"
+    ]
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.data.tags[collapse.TAG] == said[0]
+    assert run.data.metrics["collapse_alarm"] == 1.0

@@ -1,0 +1,107 @@
+"""A training that is killed at any moment and run again goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorded_rollouts import base_model
+from safetensors.torch import load_file
+from toy_training import TASKS, cold_start
+from training_processes import run, train_on_trl, train_the_step
+
+from toolwise.data.parquet import write_tasks
+from toolwise.training.settings import HdpoSettings
+
+KILLED = [-signal.SIGKILL]
+
+
+def lasting(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curve without what is different every time."""
+    return [
+        {name: value for name, value in entry.items() if "time" not in name and "sec" not in name}
+        for entry in curve
+        if "train_runtime" not in entry
+    ]
+
+
+class TestOnTrlsOwnGeneration:
+    """Two epochs of two steps; sampled with the global random numbers."""
+
+    RUNS = (
+        # Every batch of rollouts serves four updates, in two halves: 1 … 4 and 5 … 6 share one.
+        {
+            "max_steps": 6,
+            "num_iterations": 2,
+            "steps_per_generation": 2,
+            "per_device_train_batch_size": 4,
+        },
+        # A reference that follows the policy, in an epoch of its own after every second step.
+        {
+            "max_steps": 5,
+            "beta": 0.5,
+            "sync_ref_model": True,
+            "ref_model_sync_steps": 2,
+            "ref_model_mixup_alpha": 0.5,
+        },
+        # Losses and metrics of two steps are logged together.
+        {"max_steps": 4, "logging_steps": 2, "gradient_accumulation_steps": 2},
+    )
+
+    @pytest.mark.parametrize(
+        ("changes", "deaths"),
+        [
+            # Amid a batch of rollouts, with the next checkpoint half written, and at an update.
+            (RUNS[0], [("_save_rng_state", 2), ("training_step", 3), ("_save_rng_state", 4)]),
+            # After the rollouts of the first step of the second and of the third epoch.
+            (RUNS[1], [("_generate", 2), ("_generate", 4)]),
+            (RUNS[2], [("training_step", 1), ("training_step", 3)]),
+        ],
+        ids=["rollouts used several times", "a reference that moves", "logged every other step"],
+    )
+    def test_the_metrics_after_a_kill_are_those_of_a_run_left_alone(
+        self, tmp_path: Path, changes: dict[str, Any], deaths: list[tuple[str, int]]
+    ) -> None:
+        base = base_model(tmp_path)
+        alone, killed = tmp_path / "alone", tmp_path / "killed"
+        assert run(train_on_trl, base, alone, changes, None) == [0]
+        for death in deaths:
+            assert run(train_on_trl, base, killed, changes, death) == KILLED
+            assert not (killed / "curve.pt").exists()
+        assert run(train_on_trl, base, killed, changes, None) == [0]
+        expected, found = (lasting(torch.load(f / "curve.pt")) for f in (alone, killed))
+        assert len(expected) >= 2
+        assert found == expected
+        assert len({json.dumps(entry["loss"]) for entry in expected}) == len(expected)
+
+
+def test_the_step_killed_twice_ends_in_the_same_model(tmp_path: Path) -> None:
+    """With the agent loop, the sandbox and three epochs."""
+    checkpoint, prompts = cold_start(tmp_path, steps=30), tmp_path / "tasks.parquet"
+    write_tasks(prompts, TASKS[:3])
+    settings = HdpoSettings(
+        steps=4,
+        prompts_per_step=3,
+        num_generations=4,
+        learning_rate=1e-3,
+        checkpoint_every=1,
+        max_tokens=40,
+        max_turns=2,
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(train_the_step, checkpoint, prompts, whole, settings, None) == [0]
+    for step in (2, 3):
+        assert run(train_the_step, checkpoint, prompts, killed, settings, step) == KILLED
+        assert not killed.exists()
+    assert run(train_the_step, checkpoint, prompts, killed, settings, None) == [0]
+    curves = [
+        [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+        for folder in (whole, killed)
+    ]
+    assert lasting(curves[1]) == lasting(curves[0])
+    one, other = (load_file(folder / "model.safetensors") for folder in (whole, killed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
