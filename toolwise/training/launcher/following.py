@@ -92,7 +92,7 @@ class TrainJobs:
             )
         except BackendError as error:
             # A request that seemed to fail may have come through.
-            if isinstance(error.__cause__, ApiException) and error.__cause__.status == 409:
+            if _refused(error, 409):
                 found = self._get(name)
                 if found is not None:
                     return found
@@ -107,8 +107,7 @@ class TrainJobs:
             try:
                 self._ask(lambda create=create, what=what: create(self.namespace, what))
             except BackendError as error:
-                there = isinstance(error.__cause__, ApiException) and error.__cause__.status == 409
-                if not there:
+                if not _refused(error, 409):
                     raise
 
     def follow(self, name: str, heard: Callable[[str], None]) -> None:
@@ -159,8 +158,7 @@ class TrainJobs:
                 )
             )
         except BackendError as error:
-            gone = isinstance(error.__cause__, ApiException) and error.__cause__.status == 404
-            if not gone:
+            if not _refused(error, 404):
                 raise
 
     def _get(self, name: str) -> dict[str, Any] | None:
@@ -171,7 +169,7 @@ class TrainJobs:
                 )
             )
         except BackendError as error:
-            if isinstance(error.__cause__, ApiException) and error.__cause__.status == 404:
+            if _refused(error, 404):
                 return None
             raise
         return found
@@ -207,7 +205,7 @@ class TrainJobs:
             )
         except BackendError as error:
             # The container is being made, or the pod has just gone.
-            if isinstance(error.__cause__, ApiException) and error.__cause__.status in (400, 404):
+            if _refused(error, 400, 404):
                 return
             raise
         yield from log.new(text)
@@ -267,7 +265,14 @@ def _condition(job: dict[str, Any], kind: str) -> dict[str, Any] | None:
     return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
 
 
+def _refused(error: BackendError, *statuses: int) -> bool:
+    """Whether the cluster answered with one of these."""
+    cause: Any = error.__cause__
+    return isinstance(cause, ApiException) and cause.status in statuses
+
+
 def _transient(error: Exception) -> bool:
     if isinstance(error, ApiException):
-        return error.status is None or error.status >= 500 or error.status in (0, 429)
+        status: Any = error.status
+        return status is None or status >= 500 or status in (0, 429)
     return isinstance(error, urllib3.exceptions.HTTPError)

@@ -134,7 +134,7 @@ def shape_of(checkpoint: str | Path) -> ModelShape:
         BackendError: the endpoint failed for good.
     """
     name = str(checkpoint).rstrip("/").rpartition("/")[2].partition("@")[0]
-    known = resources.files(__package__) / "configs" / f"{name}.json"
+    known = resources.files("toolwise.training.launcher") / "configs" / f"{name}.json"
     if str(checkpoint).startswith("hf://") and known.is_file():
         return _parsed(known.read_text(encoding="utf-8"), checkpoint)
     if "://" in str(checkpoint):
