@@ -191,7 +191,8 @@ class TrainJobs:
         pods: Any = self._ask(
             lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector)
         )
-        return max(pods.items, key=lambda pod: pod.metadata.creation_timestamp, default=None)
+        by_age = sorted(pods.items, key=lambda pod: pod.metadata.creation_timestamp)
+        return by_age[-1] if by_age else None
 
     def _lines(self, name: str, log: _Log) -> Iterator[str]:
         pod = self._pod(name)
