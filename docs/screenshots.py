@@ -176,7 +176,7 @@ def browser() -> Iterator[Page]:
             port = told.read_text().splitlines()[0]
             tabs = httpx.get(f"http://127.0.0.1:{port}/json", timeout=SECONDS).json()
             address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-            with connect(address, max_size=None) as socket:
+            with connect(address, max_size=None, open_timeout=SECONDS) as socket:
                 yield Page(socket)
         finally:
             process.terminate()

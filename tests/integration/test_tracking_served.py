@@ -85,7 +85,7 @@ def traces_of(uri: str, experiment: str) -> list[Trace]:
 def test_a_request_is_a_trace_with_its_turns_calls_tokens_times_errors_and_images(uri: str):
     traces = ServedTraces("served", 1.0, uri)
     traces.offer(request("r-1"))
-    traces.close(120)
+    traces.close(600)
     (trace,) = traces_of(uri, "served")
     assert trace.info.tags["toolwise.request"] == "r-1"
     assert trace.info.execution_duration == 1500
@@ -114,7 +114,7 @@ def test_a_request_that_failed_is_an_error_and_always_traced(uri: str):
     traces = ServedTraces("failed", 0.0, uri)
     traces.offer(request("r-2"))
     traces.offer(request("r-3", error="no answer within 60 s"))
-    traces.close(120)
+    traces.close(600)
     (trace,) = traces_of(uri, "failed")
     assert trace.info.tags["toolwise.request"] == "r-3"
     assert trace.info.state.value == "ERROR"
@@ -128,6 +128,6 @@ def test_where_mlflow_is_away_traces_are_dropped_and_nobody_waits(
     for number in range(3 * WAITING):
         traces.offer(request(f"r-{number}"))
     assert time.monotonic() - started < 5
-    traces.close(120)
+    traces.close(600)
     assert traces.dropped == 3 * WAITING
     assert caplog.text.count("a trace was dropped") == 1

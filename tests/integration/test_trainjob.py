@@ -6,8 +6,6 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -367,16 +365,15 @@ def test_without_a_cluster_gpus_that_are_not_here_are_missed(
 
 def test_a_step_that_is_told_to_stop_deletes_its_trainjob(step_pod: Path, kubernetes) -> None:
     cluster = kubernetes()
-    code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, 'tests/integration'); "
-        "from test_trainjob import settings, train; train(Path(sys.argv[1]), settings())"
-    )
-    pod = subprocess.Popen([sys.executable, "-c", code, str(step_pod)], env=dict(os.environ))
-    try:
-        assert cluster.looked.wait(300)
-        [name] = cluster.jobs
-        pod.send_signal(signal.SIGTERM)
-        assert pod.wait(120) == 143
-    finally:
-        pod.kill()
-    assert cluster.deleted == [name]
+
+    def stop_once_followed() -> None:
+        if cluster.looked.wait(120):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_once_followed, daemon=True).start()
+    with pytest.raises(SystemExit) as stopped:
+        train(step_pod, settings())
+    assert stopped.value.code == 143
+    [(_, job)] = cluster.made
+    assert cluster.deleted == [job["metadata"]["name"]]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -46,7 +46,7 @@ class TrainJobs:
     namespace: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self._config: Any = kubernetes.client.Configuration()
+        self._config = kubernetes.client.Configuration()
         self._config.retries = False  # ours are bounded, and name the endpoint
         try:
             if _NAMESPACE.exists():
@@ -92,7 +92,7 @@ class TrainJobs:
             )
         except BackendError as error:
             # A request that seemed to fail may have come through.
-            if isinstance(error.__cause__, ApiException) and error.__cause__.status == 409:
+            if _refused(error, 409):
                 found = self._get(name)
                 if found is not None:
                     return found
@@ -107,8 +107,7 @@ class TrainJobs:
             try:
                 self._ask(lambda create=create, what=what: create(self.namespace, what))
             except BackendError as error:
-                there = isinstance(error.__cause__, ApiException) and error.__cause__.status == 409
-                if not there:
+                if not _refused(error, 409):
                     raise
 
     def follow(self, name: str, heard: Callable[[str], None]) -> None:
@@ -159,8 +158,7 @@ class TrainJobs:
                 )
             )
         except BackendError as error:
-            gone = isinstance(error.__cause__, ApiException) and error.__cause__.status == 404
-            if not gone:
+            if not _refused(error, 404):
                 raise
 
     def _get(self, name: str) -> dict[str, Any] | None:
@@ -171,7 +169,7 @@ class TrainJobs:
                 )
             )
         except BackendError as error:
-            if isinstance(error.__cause__, ApiException) and error.__cause__.status == 404:
+            if _refused(error, 404):
                 return None
             raise
         return found
@@ -193,8 +191,8 @@ class TrainJobs:
         pods: Any = self._ask(
             lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector)
         )
-        found: list[Any] = pods.items
-        return max(found, key=lambda pod: pod.metadata.creation_timestamp, default=None)
+        by_age = sorted(pods.items, key=lambda pod: pod.metadata.creation_timestamp)
+        return by_age[-1] if by_age else None
 
     def _lines(self, name: str, log: _Log) -> Iterator[str]:
         pod = self._pod(name)
@@ -208,7 +206,7 @@ class TrainJobs:
             )
         except BackendError as error:
             # The container is being made, or the pod has just gone.
-            if isinstance(error.__cause__, ApiException) and error.__cause__.status in (400, 404):
+            if _refused(error, 400, 404):
                 return
             raise
         yield from log.new(text)
@@ -268,7 +266,14 @@ def _condition(job: dict[str, Any], kind: str) -> dict[str, Any] | None:
     return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
 
 
+def _refused(error: BackendError, *statuses: int) -> bool:
+    """Whether the cluster answered with one of these."""
+    cause: Any = error.__cause__
+    return isinstance(cause, ApiException) and cause.status in statuses
+
+
 def _transient(error: Exception) -> bool:
     if isinstance(error, ApiException):
-        return error.status is None or error.status >= 500 or error.status in (0, 429)
+        status: Any = error.status
+        return status is None or status >= 500 or status in (0, 429)
     return isinstance(error, urllib3.exceptions.HTTPError)
