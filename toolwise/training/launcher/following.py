@@ -46,7 +46,7 @@ class TrainJobs:
     namespace: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self._config = kubernetes.client.Configuration()
+        self._config: Any = kubernetes.client.Configuration()
         self._config.retries = False  # ours are bounded, and name the endpoint
         try:
             if _NAMESPACE.exists():
