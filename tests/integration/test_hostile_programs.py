@@ -55,7 +55,11 @@ def sandbox() -> Iterator[LocalSandbox]:
     os.environ["TOOLWISE_TEST_CREDENTIAL"] = PRISE
     sandbox = LocalSandbox(workers=1, limits=LIMITS)
     del os.environ["TOOLWISE_TEST_CREDENTIAL"]
-    sandbox.open([]).call("1")
+    session = sandbox.open([])
+    session.call("1")
+    started = descendants()
+    session.close()
+    assert eventually(lambda: descendants() < started)
     yield sandbox
     sandbox.close()
 

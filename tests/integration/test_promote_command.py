@@ -42,7 +42,12 @@ def evaluation(uri: str, folder: Path, *, redundant: int = 0, benchmark: str = "
         scores.append(replace(row, mode="tools_off", correct=not needed))
     write_scores(folder / "scores.jsonl", scores)
     summaries = {mode: summarise(scores, mode) for mode in ("greedy", "sampled")}
-    facts = {"benchmark": benchmark, "metric_version": METRIC_VERSION, "items": 200}
+    facts = {
+        "benchmark": benchmark,
+        "metric_version": METRIC_VERSION,
+        "items": 200,
+        "solvable": 100,
+    }
     (folder / "metrics.json").write_text(json.dumps({**summaries, **facts}))
     (folder / "samples.jsonl").write_text("")
     parent = tracking.start_pipeline_run("promoting", "run", uri=uri)
