@@ -25,20 +25,20 @@ class GatePolicy(BaseModel):
     mode: ToolsOnMode = "greedy"
     """Which tools-on answers are judged."""
 
-    redundant_call_rate_max: float = Field(0.05, ge=0, le=1)
+    redundant_call_rate_max: float = Field(default=0.05, ge=0, le=1)
     """The upper bound of `redundant_call_rate` must not exceed it."""
 
-    necessary_call_rate_min: float = Field(0.90, ge=0, le=1)
+    necessary_call_rate_min: float = Field(default=0.90, ge=0, le=1)
     """The lower bound of `necessary_call_rate` must reach it."""
 
-    accuracy_drop_max: float = Field(0.02, ge=0, le=1)
+    accuracy_drop_max: float = Field(default=0.02, ge=0, le=1)
     """The upper bound of the accuracy lost against the champion (where there is none: against the
     stage before) must not exceed it."""
 
-    confidence: float = Field(0.95, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
     """Of the two-sided Wilson intervals and of the one-sided bootstrap bound."""
 
-    min_items: int = Field(50, ge=1)
+    min_items: int = Field(default=50, ge=1)
     """A criterion that rests on fewer items fails, and so does a benchmark with fewer."""
 
     per_ability: bool = False
@@ -47,7 +47,7 @@ class GatePolicy(BaseModel):
     benchmarks: tuple[str, ...] = ()
     """Benchmarks, by name, whose items must have been answered."""
 
-    dataset: str | None = Field(None, pattern="^[0-9a-f]{8,64}$")
+    dataset: str | None = Field(default=None, pattern="^[0-9a-f]{8,64}$")
     """Digest, or its beginning, of the only items that count: `benchmark` in `metrics.json`."""
 
     incomparable_champion: Literal["reject", "baseline"] = "reject"

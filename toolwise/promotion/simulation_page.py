@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -28,48 +29,46 @@ _STYLES = ("-", "--", "-.", ":")
 _COLOURS = ("#0072b2", "#009e73", "#d55e00", "#7d8590")
 """Told apart with any colour vision (Okabe & Ito)."""
 
-Probability = Callable[[GatePolicy, float, int], float]
+
+class _Part(NamedTuple):
+    """One table: a criterion, and the models it is asked about."""
+
+    title: str
+    heading: str
+    truths: Sequence[float]
+    passes: Callable[[GatePolicy, float, int], float]
 
 
 def tables(policy: GatePolicy) -> str:
     """Markdown: a table per criterion, a row per number of items, a column per truth."""
+    redundant = (
+        f"`redundant_call_rate` at most {policy.redundant_call_rate_max:g}: how often a model "
+        "passes, by its true rate and the number of items it solves without tools"
+    )
+    necessary = (
+        f"`necessary_call_rate` at least {policy.necessary_call_rate_min:g}: how often a model "
+        "passes, by its true rate and the number of items it does not solve without tools"
+    )
+    accuracy = (
+        f"`accuracy_drop` at most {policy.accuracy_drop_max:g}: how often a model passes that is "
+        "exactly as accurate, by the share of items that changed (half each way) and the number of "
+        "all items"
+    )
     parts = (
-        (
-            f"`redundant_call_rate` at most {policy.redundant_call_rate_max:g}: how often a model "
-            "passes, by its true rate and the number of items it solves without tools",
-            "true rate {:.0%}",
-            REDUNDANT_RATES,
-            passes_redundant,
-        ),
-        (
-            f"`necessary_call_rate` at least {policy.necessary_call_rate_min:g}: how often a model "
-            "passes, by its true rate and the number of items it does not solve without tools",
-            "true rate {:.0%}",
-            NECESSARY_RATES,
-            passes_necessary,
-        ),
-        (
-            f"`accuracy_drop` at most {policy.accuracy_drop_max:g}: how often a model passes that "
-            "is exactly as accurate, by the share of items that changed (half each way) and the "
-            "number of all items",
-            "{:.0%} changed",
-            CHANGED,
-            passes_accuracy,
-        ),
+        _Part(redundant, "true rate {:.0%}", REDUNDANT_RATES, passes_redundant),
+        _Part(necessary, "true rate {:.0%}", NECESSARY_RATES, passes_necessary),
+        _Part(accuracy, "{:.0%} changed", CHANGED, passes_accuracy),
     )
-    return "\n\n".join(
-        f"{title}:\n\n{_table(policy, heading, truths, passes)}"
-        for title, heading, truths, passes in parts
-    )
+    return "\n\n".join(f"{part.title}:\n\n{_table(policy, part)}" for part in parts)
 
 
-def _table(policy: GatePolicy, heading: str, truths: Sequence[float], passes: Probability) -> str:
+def _table(policy: GatePolicy, part: _Part) -> str:
     rows = [
-        f"| items | {' | '.join(heading.format(truth) for truth in truths)} |",
-        f"| ---: |{' ---: |' * len(truths)}",
+        f"| items | {' | '.join(part.heading.format(truth) for truth in part.truths)} |",
+        f"| ---: |{' ---: |' * len(part.truths)}",
     ]
     for items in ITEMS:
-        cells = (_share(passes(policy, truth, items)) for truth in truths)
+        cells = (_share(part.passes(policy, truth, items)) for truth in part.truths)
         rows.append(f"| {items} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -130,9 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, help="write the plot, as SVG")
     options = parser.parse_args(arguments)
     try:
-        policy = (
-            GatePolicy.load(options.policy) if options.policy else GatePolicy.model_validate({})
-        )
+        policy = GatePolicy.load(options.policy) if options.policy else GatePolicy()
         if options.picture:
             with atomic_file(options.picture) as partial:
                 partial.write_bytes(picture(policy))
