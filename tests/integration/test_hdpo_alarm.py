@@ -37,7 +37,7 @@ def test_a_collapse_is_logged_warned_of_once_and_tagged(
 ) -> None:
     monkeypatch.setattr(collapse, "GROUPS", GOOD * len(PROMPTS))
     monkeypatch.setattr(collapse, "STEPS", GOOD)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     logging.getLogger("toolwise").propagate = True
     base = base_model(tmp_path)
@@ -63,7 +63,6 @@ def test_a_collapse_is_logged_warned_of_once_and_tagged(
         "tool use is collapsing: since step 4 accuracy fell from 1.00 to 0.00, and wrong answers "
         "without a call rose from 0.00 to 1.00 of all rollouts"
     ]
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert run.data.tags[collapse.TAG] == said[0]
     assert run.data.metrics["collapse_alarm"] == 1.0
