@@ -139,9 +139,7 @@ class _Api(BaseHTTPRequestHandler):
             self._reply(200, {"kind": "PodList", "items": self._pods()})
         elif path == f"{PODS}/node-0/log":
             lines = cluster.log[: cluster.looks] if cluster.statuses else cluster.log
-            stamped = (
-                f"2026-01-01T00:00:00.{i:09d}Z {line}" for i, line in enumerate(lines)
-            )
+            stamped = (f"2026-01-01T00:00:00.{i:09d}Z {line}" for i, line in enumerate(lines))
             self._send(200, "\n".join(stamped).encode(), "text/plain")
         else:
             self._refuse(404, path)
