@@ -30,7 +30,7 @@ from toolwise.training.hdpo import HDPOConfig, HDPOTrainer
 
 PROMPTS = 6
 GROUP = 8
-REPEATS = 9
+REPEATS = 15
 
 
 def measure() -> dict[str, float]:
@@ -62,8 +62,8 @@ def measure() -> dict[str, float]:
             trainer.create_optimizer()
         seconds: dict[str, list[float]] = {name: [] for name in trainers}
         for repeat in range(REPEATS + 1):
-            order = list(trainers) if repeat % 2 else list(reversed(trainers))
-            for name in order:
+            names = list(trainers)
+            for name in names[repeat % 3 :] + names[: repeat % 3]:
                 taken = _step(trainers[name])
                 if repeat:  # the first of each warms up
                     seconds[name].append(taken)
