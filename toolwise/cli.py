@@ -629,7 +629,7 @@ def benchmarks() -> None:
         known = published(name)
         table.add_row(name, known.title if known else "", known.source if known else "made here")
     # Wide enough for every address: one that is cut cannot be copied.
-    Console(width=max(stdout.width, 120), highlight=False).print(table)
+    Console(width=max(stdout.width, 120), height=stdout.height, highlight=False).print(table)
 
 
 @app.command(rich_help_panel=STEP)

@@ -28,13 +28,12 @@ def png(seed: int = 0) -> bytes:
 def descendants(pid: int | None = None) -> set[int]:
     """Every process below `pid` (this one) that is not a zombie."""
     found: set[int] = set()
-    try:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # `pid` ended meanwhile
         for thread in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
             for child in map(int, (thread / "children").read_text().split()):
-                state = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
-                found |= descendants(child) | ({child} if state != "Z" else set())
-    except (FileNotFoundError, ProcessLookupError):
-        pass  # it ended meanwhile
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this one did
+                    state = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
+                    found |= descendants(child) | ({child} if state != "Z" else set())
     return found
 
 
