@@ -60,9 +60,8 @@ def test_no_scan_of_the_benchmark_is_seen_in_training() -> None:
     for digit in range(10):
         seen = {image.tobytes() for image in train[digit]}
         assert not seen & {image.tobytes() for image in held_out[digit]}
-    counts = [sum(map(len, split.values())) for split in (train, held_out)]
-    assert sum(counts) == 1399  # 78% of 1,797 scans are legible
-    assert 0.18 < counts[1] / sum(counts) < 0.22
+    # 1,399 of 1,797 scans agree with 15 neighbours; of the 275 held out, 250 with 20.
+    assert [sum(map(len, split.values())) for split in (train, held_out)] == [1124, 250]
 
 
 def test_drawn_questions_are_not_shared_between_splits(environment: Environment) -> None:
