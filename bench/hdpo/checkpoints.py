@@ -17,7 +17,7 @@ from bench.hdpo.arms import Start
 from bench.hdpo.scale import WORK, Scale
 from toolwise.data import Trajectory
 from toolwise.data.parquet import write_tasks, write_trajectories
-from toolwise.storage import atomic_directory
+from toolwise.storage import atomic_directory, atomic_file
 from toolwise.synthetic.environment import make_environment, write_signboard
 from toolwise.synthetic.settings import BaseStageSettings, SignboardSettings
 from toolwise.training.settings import SftSettings
@@ -111,7 +111,8 @@ def cold_start(made: Material, start: Start, scale: Scale) -> None:
         )
         train_sft(made.base, made.trajectories(start), made.start(start), settings, SEED)
     known = ask_prompts(made.start(start), made.prompts, made.corpus)
-    made.known(start).write_text(json.dumps(known))
+    with atomic_file(made.known(start)) as file:
+        file.write_text(json.dumps(known))
 
 
 def _write_data(made: Material, scale: Scale) -> None:
