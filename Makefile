@@ -13,7 +13,7 @@ DEPLOYED := runs/$(PROFILE)/steps/deploy
 SEED_OPTION := $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox demo test browser lint bench compile submit-pipeline images serve stop mlflow-ui clean
+.PHONY: help setup sandbox demo test browser test-services lint bench compile submit-pipeline images serve stop mlflow-ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -74,8 +74,7 @@ def measure() -> dict[str, float]:
     pairs = zip(seconds["trl"], seconds["toolwise"], strict=True)
     figures["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
     figures["toolwise_padding_share"] = engine.stats.padding_share
-    needed = engine.stats.computed + engine.stats.shared
-    figures["toolwise_shared_share"] = engine.stats.shared / needed
+    figures["toolwise_shared_share"] = engine.stats.shared_share
     return figures
 
 

@@ -107,6 +107,7 @@ class _Recorded:
     """Hands out the recorded rollouts in order."""
 
     suppressed_ids: Sequence[int] = ()
+    stats = None
 
     def __init__(self, renderer: Renderer, rollouts: Sequence[Rollout]) -> None:
         self.renderer = renderer

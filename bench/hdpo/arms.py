@@ -46,7 +46,7 @@ class Arm:
             "prompts_per_step": scale.prompts_per_step,
             "num_generations": scale.num_generations,
             "freeze_vision": True,
-            "learning_rate": 1e-4,
+            "learning_rate": 1.5e-4,
             "aggregation": "rollout",
             "max_tokens": 32,
         }
@@ -76,14 +76,14 @@ def arms() -> Iterator[Arm]:
     yield Arm(hard, "hdpo 0.15", start="reflex")
     yield Arm(hard, "coupled 0.3", {"variant": "coupled", "alpha": 0.3}, start="reflex")
     yield Arm(hard, "hdpo 0.15, tool-free 2", {"tool_free": 2}, start="reflex")
-    yield Arm(hard, "hdpo 0.15, tool-free 2 uncorrected", uncorrected, start="reflex")
     yield Arm(hard, "eapo 0.5, tool-free 2 uncorrected", {**eapo, **uncorrected}, start="reflex")
 
-    for flipped in (0.05, 0.15):
+    for flipped, alphas in ((0.05, (0.1,)), (0.15, (0.1, 1.0))):
         noisy = f"judge wrong in {flipped:.0%}"
         yield Arm(noisy, "hdpo 0.15", flipped=flipped)
-        yield Arm(noisy, "coupled 0.1", {"variant": "coupled", "alpha": 0.1}, flipped=flipped)
-        yield Arm(noisy, "coupled 1.0", {"variant": "coupled", "alpha": 1.0}, flipped=flipped)
+        for alpha in alphas:
+            coupled = {"variant": "coupled", "alpha": alpha}
+            yield Arm(noisy, f"coupled {alpha}", coupled, flipped=flipped)
 
     unconditional = "bonus paid to wrong answers too"
     yield Arm(unconditional, "coupled 0.1", {"variant": "grpo"}, bonus=0.1)
@@ -91,6 +91,6 @@ def arms() -> Iterator[Arm]:
 
     mixed = "mixed groups"
     yield Arm(mixed, "hdpo 0.15", mixed_only=True)
-    for alpha in (0.05, 0.3, 1.0):
+    for alpha in (0.05, 1.0):
         coupled = {"variant": "coupled", "alpha": alpha}
         yield Arm(mixed, f"coupled {alpha}", coupled, mixed_only=True)

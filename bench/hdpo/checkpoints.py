@@ -17,9 +17,10 @@ from bench.hdpo.arms import Start
 from bench.hdpo.scale import WORK, Scale
 from toolwise.data import Trajectory
 from toolwise.data.parquet import write_tasks, write_trajectories
-from toolwise.storage import atomic_directory
+from toolwise.storage import atomic_directory, atomic_file
 from toolwise.synthetic.environment import make_environment, write_signboard
 from toolwise.synthetic.settings import BaseStageSettings, SignboardSettings
+from toolwise.training.launcher import launch
 from toolwise.training.settings import SftSettings
 
 SOURCE = Path(__file__).parents[2]
@@ -82,15 +83,19 @@ def code_digest(files: Iterable[Path]) -> str:
 
 
 def prepare(scale: Scale) -> Material:
-    """Make what is missing; the two cold starts are trained side by side."""
+    """Make what is missing, on two cores: processes share the base, a cold start has one each."""
     made = material(scale)
     made.folder.mkdir(parents=True, exist_ok=True)
     if not made.items.exists():
         _write_data(made, scale)
     if not made.base.exists():
-        from toolwise.synthetic.base import train_base
-
-        train_base(made.base, SEED, BaseStageSettings(steps=scale.base_steps))
+        launch(
+            "toolwise.synthetic.base:train_base",
+            2,
+            out_dir=made.base,
+            seed=SEED,
+            settings=BaseStageSettings(steps=scale.base_steps),
+        )
     command = [sys.executable, "-m", "bench.hdpo.worker", "start", scale.model_dump_json()]
     missing = [start for start in get_args(Start) if not made.known(start).exists()]
     running = [subprocess.Popen([*command, start], cwd=SOURCE) for start in missing]
@@ -111,7 +116,8 @@ def cold_start(made: Material, start: Start, scale: Scale) -> None:
         )
         train_sft(made.base, made.trajectories(start), made.start(start), settings, SEED)
     known = ask_prompts(made.start(start), made.prompts, made.corpus)
-    made.known(start).write_text(json.dumps(known))
+    with atomic_file(made.known(start)) as file:
+        file.write_text(json.dumps(known))
 
 
 def _write_data(made: Material, scale: Scale) -> None:

@@ -38,10 +38,15 @@ def write_report(results: dict[str, Any]) -> None:
     """Write tables and plots of the study, and of what can be worked out exactly."""
     page = DOCS / "hdpo.md"
     text = _between(page.read_text(), "exact", _exact_tables())
-    page.write_text(_between(text, "study", _study_tables(results)))
+    page.write_text(with_study(text, results))
     plot_exact(METHODS, CALL, DOCS / "hdpo-exact.svg")
     plot_curves(results, DOCS / "hdpo-curves.svg")
     plot_q(results, DOCS / "hdpo-q.svg")
+
+
+def with_study(page: str, results: dict[str, Any]) -> str:
+    """The page with the tables of these results."""
+    return _between(page, "study", _study_tables(results))
 
 
 def _between(text: str, name: str, content: str) -> str:

@@ -28,8 +28,8 @@ class Scale(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seeds: PositiveInt = 3
-    steps: PositiveInt = 48
-    prompts_per_step: PositiveInt = 6
+    steps: PositiveInt = 28
+    prompts_per_step: PositiveInt = 4
     num_generations: int = Field(8, ge=2)
     prompts: PositiveInt = 144
     items: PositiveInt = 120

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -47,17 +47,33 @@ def run_study(scale: Scale) -> dict[str, Any]:
     that trained them: an interrupted study goes on, a larger one adds to a smaller one.
     """
     prepare(scale)
-    (WORK / "arms").mkdir(parents=True, exist_ok=True)
-    if any(not job.path.exists() for job in jobs(scale)):
-        command = [sys.executable, "-m", "bench.hdpo.worker", "arms", scale.model_dump_json()]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        running = [subprocess.Popen(command, cwd=SOURCE, env=environment) for _ in range(PROCESSES)]
-        codes = [process.wait() for process in running]
-        if any(codes):
-            sys.exit("a worker of the study failed; its output is above")
+    command = [sys.executable, "-m", "bench.hdpo.worker", "arms", scale.model_dump_json()]
+    train_missing(scale, command)
     results = finished(scale)
     write_results(results)
     return results
+
+
+def train_missing(scale: Scale, worker: Sequence[str]) -> None:
+    """Have the jobs done that are not done yet.
+
+    What a worker that is killed leaves undone is taken up again, as long as any job gets done.
+
+    Args:
+        scale: which jobs.
+        worker: command of a process that does jobs until none is left.
+    """
+    (WORK / "arms").mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    while missing := _missing(scale):
+        running = [subprocess.Popen(worker, cwd=SOURCE, env=environment) for _ in range(PROCESSES)]
+        codes = [process.wait() for process in running]
+        if any(code > 0 for code in codes) or _missing(scale) == missing:
+            sys.exit("a worker of the study failed; its output is above. Run it again to go on")
+
+
+def _missing(scale: Scale) -> list[str]:
+    return [job.path.name for job in jobs(scale) if not job.path.exists()]
 
 
 def write_results(results: dict[str, Any]) -> None:

@@ -67,6 +67,7 @@ class RecordedAgent:
     """Hands out a task's rollouts in turn, by their place in the whole batch."""
 
     suppressed_ids: Sequence[int] = ()
+    stats = None
 
     def __init__(self, processor: Any) -> None:
         self.renderer = Renderer(processor)

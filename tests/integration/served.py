@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -25,15 +25,20 @@ def free_port() -> int:
 class ServedProcess:
     """`python -m toolwise.serving` with these arguments, ready when the block begins."""
 
-    def __init__(self, log: Path, *arguments: str, env: Mapping[str, str] = {}) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        env: Mapping[str, str] = {},
+        program: Sequence[str] = ("-m", "toolwise.serving"),
+    ) -> None:
         self.port = free_port()
         self.origin = f"http://127.0.0.1:{self.port}"
         self.client = openai.OpenAI(
             base_url=f"{self.origin}/openai/v1", api_key="none", max_retries=0, timeout=120
         )
         self._log = log
-        self._command = [sys.executable, "-m", "toolwise.serving", "--port", str(self.port)]
-        self._command += arguments
+        self._command = [sys.executable, *program, "--port", str(self.port), *arguments]
         self._env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
 
     def __enter__(self) -> ServedProcess:

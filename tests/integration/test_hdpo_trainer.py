@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,11 +242,29 @@ class TestOnTheAgentLoop:
             "entropy",
             "clip_ratio/region_mean",
             "grad_norm",
-            "seconds/rollout",
+            "seconds/reward",
             "seconds/update",
         ):
             assert isinstance(logged[name], float), name
         assert 0 < logged["tool_call_rate"] <= 1
+
+    def test_each_step_says_where_its_time_and_its_tokens_went(
+        self, checkpoint: Path, tools: Sequence[Tool], tmp_path: Path
+    ) -> None:
+        trainer = on_agent(checkpoint, tools, tmp_path, learning_rate=0.0)
+        scored_batch(trainer)  # the log is of a step, whatever was computed before
+        before = replace(trainer._agent.stats)
+        trainer._metrics["train"].clear()
+        batch = scored_batch(trainer)
+        metrics = {name: value for name, (value,) in trainer._metrics["train"].items()}
+        wrote = int((batch["completion_mask"] * batch["tool_mask"]).sum())
+        written = metrics["rollout/tokens_per_second"] * metrics["seconds/rollout"]
+        assert written == pytest.approx(wrote)
+        now = trainer._agent.stats
+        computed, padding = now.computed - before.computed, now.padding - before.padding
+        assert metrics["rollout/padding_share"] == padding / (computed + padding)
+        shared = now.shared - before.shared
+        assert metrics["rollout/shared_share"] == shared / (computed + shared) > 0.5  # groups of 4
 
     def test_coupled_is_one_advantage_of_the_summed_reward(
         self, checkpoint: Path, tools: Sequence[Tool], tmp_path: Path
@@ -272,8 +291,6 @@ class TestOnTheAgentLoop:
 
 def _without_tool_images(trainer: HDPOTrainer, record: Any) -> Any:
     """The same tokens, with the prompt's image in place of each one a tool showed."""
-    from dataclasses import replace
-
     from toy_training import BLUE, RED
 
     other = {RED: BLUE, BLUE: RED}

@@ -335,6 +335,8 @@ def test_kserves_own_protocol_answers_too(server: ServedProcess) -> None:
     refused = httpx.post(url, json={"instances": [{**chat, "n": 9}]})
     assert refused.status_code == 400
     assert "`n`" in refused.json()["error"]
+    for body in ({}, [], {"instances": None}, {"instances": {"a": 1}}, {"instances": [1]}):
+        assert httpx.post(url, json=body).status_code == 400, body
 
 
 def test_metrics_count_calls_abstentions_and_time(server: ServedProcess) -> None:
@@ -452,6 +454,12 @@ def test_a_request_that_takes_too_long_is_a_503(tmp_path: Path) -> None:
         with pytest.raises(openai.InternalServerError, match="within 1 s") as failed:
             ask(server, "!hold")
         assert failed.value.status_code == 503
+        url = f"{server.origin}/v1/models/toolwise:predict"
+        sleep = {"name": "python", "arguments": {"code": "import time; time.sleep(0.6)"}}
+        script = f"<tool_call>{json.dumps(sleep)}</tool_call>|<answer>4</answer>"
+        chat = {"model": "toolwise", "messages": [{"role": "user", "content": script}]}
+        reply = httpx.post(url, json={"instances": [chat] * 3}, timeout=60)
+        assert reply.status_code == 503  # they share the second
         upstream.let_go.set()
         assert ask(server, "<answer>4</answer>").choices[0].message.content == "4"
 

@@ -151,6 +151,24 @@ async def test_a_seed_gives_the_same_tokens_alone_and_in_company(
     assert other.token_ids != alone.token_ids
 
 
+@pytest.mark.parametrize(
+    "hardly_sampled",
+    [Sampling(1e-50, max_tokens=6, seed=1), Sampling(1.0, 1e-50, max_tokens=6, seed=1)],
+)
+async def test_what_hardly_samples_takes_the_likeliest_token_and_harms_nobody(
+    engine: TransformersEngine, hardly_sampled: Sampling
+) -> None:
+    served = ContinuousEngine(engine)
+    async with served.connected():
+        likeliest, other, turn = await asyncio.gather(
+            served.start([QUESTIONS[0]], []).generate([0], Sampling(max_tokens=6)),
+            served.start([QUESTIONS[1]], []).generate([0], Sampling(max_tokens=30)),
+            served.start([QUESTIONS[0]], []).generate([0], hardly_sampled),
+        )
+    assert turn[0].token_ids == likeliest[0].token_ids
+    assert other[0].finish_reason
+
+
 async def test_a_stop_string_ends_the_turn_where_it_begins(engine: TransformersEngine) -> None:
     served = ContinuousEngine(engine)
     told: list[str] = []

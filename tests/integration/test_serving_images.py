@@ -34,7 +34,7 @@ class _Site(BaseHTTPRequestHandler):
             self.send_header("location", "/image" if rest == "0" else target)
             self.end_headers()
             return
-        self.send_response(404 if kind == "missing" else 200)
+        self.send_response({"missing": 404, "nowhere": 302}.get(kind, 200))
         self.send_header("content-type", "text/html" if kind == "page" else "image/png")
         if kind == "bomb":
             self.send_header("content-encoding", "deflate")
@@ -74,6 +74,7 @@ async def test_a_few_redirects_are_followed(site: str) -> None:
     [
         ("redirect/4", "3 redirects"),
         ("redirect/file", "not http or https"),
+        ("nowhere/", "answers 302"),
         ("missing/", "404"),
         ("page/", "text/html"),
         ("bomb/", "larger than 20 MiB"),
@@ -139,6 +140,7 @@ async def test_a_redirect_does_not_lead_to_a_private_address(
         ("x.png", "data:, http: or https:"),
         ("data:image/png;base64", "comma"),
         ("data:image/png;base64,@@@@", "base64"),
+        ("data:image/png;base64,é", "base64"),
         ("data:image/png;base64,aGVsbG8=", "cannot be read"),
         ("http://", "not http or https"),
     ],

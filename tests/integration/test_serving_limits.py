@@ -173,6 +173,14 @@ def malformed(count: int) -> list[bytes]:
     }
     bad_content = [7, [7], [{"type": "text"}], [{"type": "image_url", "image_url": "x"}], {}]
     bad_urls = ["file:///etc/passwd", "data:,", "http://[", "http://127.0.0.1/x.png", "x" * 9999]
+    bad_urls += ["data:image/png;base64,é", "http://a\x00b/", "https://.example.com/"]
+    asked: list[dict[str, Any]] = body("say 1")["messages"]
+    for arguments in ("[" * 50_000, '{"a":' * 50_000, f'{{"a": {"1" * 5000}}}'):
+        function = {"name": "python", "arguments": arguments}
+        call = {"id": "c", "type": "function", "function": function}
+        answered = {"role": "tool", "tool_call_id": "c", "content": "1"}
+        messages = [*asked, {"role": "assistant", "tool_calls": [call]}, answered]
+        wrong.append(json.dumps({"model": "toolwise", "messages": messages}).encode())
     while len(wrong) < count:
         request = body("say 1")
         match chosen.randrange(4):

@@ -367,7 +367,7 @@ def test_a_step_that_is_told_to_stop_deletes_its_trainjob(step_pod: Path, kubern
     cluster = kubernetes()
 
     def stop_once_followed() -> None:
-        if cluster.looked.wait(120):
+        if cluster.looked.wait(600):
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_once_followed, daemon=True).start()

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from toolwise.agent import Sampling
-from toolwise.agent.transformers_engine import TransformersBatch, TransformersEngine
+from toolwise.agent.transformers_batch import TransformersBatch
+from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.data import Message, encode_image
 from toolwise.synthetic.model import build_model, build_processor
 from toolwise.tools.python import PYTHON_SCHEMA
@@ -118,12 +119,8 @@ def test_a_group_is_computed_once_for_as_long_as_it_writes_the_same(engine) -> N
         batch = engine.start([RAGGED[1]] * copies, [PYTHON_SCHEMA])
         turns = asyncio.run(batch.generate(range(copies), Sampling(max_tokens=6)))
         assert len({turn.token_ids for turn in turns}) == 1
-        now = engine.stats
-        return (
-            now.computed - before.computed,
-            now.images - before.images,
-            now.shared - before.shared,
-        )
+        step = engine.stats.since(before)
+        return step.computed, step.images, step.shared
 
     tokens, images, shared = computed(1)
     assert (images, shared) == (1, 0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from itertools import product
+from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
 
+from bench.hdpo import report, study
 from bench.hdpo.arms import arms
 from bench.hdpo.checkpoints import code_digest
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, grpo, push
@@ -135,6 +139,53 @@ def test_every_arm_of_the_study_has_settings_and_a_label_of_its_own() -> None:
     labels = [arm.label for arm in arms()]
     assert len(labels) == len(set(labels))
     assert all(arm.settings(Scale()).steps == Scale().steps for arm in arms())
+
+
+WORKER = """
+import os, pathlib, signal, sys
+folder, killed = map(pathlib.Path, sys.argv[1:3])
+for path in sys.argv[3:]:
+    try:
+        (folder / path).with_suffix(".taken").touch(exist_ok=False)
+    except FileExistsError:
+        continue
+    if path == sys.argv[-1] and not killed.exists():
+        killed.touch()
+        (folder / path).with_suffix(".taken").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / path).touch()
+"""
+"""Does the jobs nobody has taken, but for the last, at which the first one there is killed."""
+
+
+def test_what_a_killed_worker_leaves_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "WORK", tmp_path)
+    scale = Scale(seeds=1, only="mixed groups")
+    wanted = [job.path for job in study.jobs(scale)]
+    names = [path.name for path in wanted]
+    killed = tmp_path / "killed"
+    worker = [sys.executable, "-c", WORKER, str(tmp_path / "arms"), str(killed), *names]
+    study.train_missing(scale, worker)
+    assert killed.exists()
+    assert all(path.exists() for path in wanted)
+
+
+@pytest.mark.parametrize("end", ["sys.exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_study_whose_workers_get_nothing_done_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(study, "WORK", tmp_path)
+    worker = [sys.executable, "-c", f"import os, signal, sys; {end}"]
+    with pytest.raises(SystemExit, match="a worker of the study failed"):
+        study.train_missing(Scale(seeds=1), worker)
+
+
+def test_the_page_shows_what_the_results_file_says() -> None:
+    page = (report.DOCS / "hdpo.md").read_text()
+    results = json.loads(study.RESULTS.read_text())
+    assert report.with_study(page, results) == page
 
 
 def test_comments_do_not_make_other_code(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -112,7 +112,7 @@ def test_an_evaluation_is_read_and_what_it_does_not_say_is_none(tmp_path: Path):
     (tmp_path / "metrics.json").write_text("{}")
     bare = Evaluation.read(tmp_path)
     assert (bare.benchmark, bare.metric_version, bare.items, bare.sources) == (None,) * 4
-    for text in ("{", "[]"):
+    for text in ("{", "[]", '{"benchmark": 7}', '{"sources": ["vstar"]}', '{"items": "200"}'):
         (tmp_path / "metrics.json").write_text(text)
         with pytest.raises(InputError, match=r"metrics\.json: not the metrics of an evaluation"):
             Evaluation.read(tmp_path)

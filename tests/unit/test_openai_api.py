@@ -54,6 +54,7 @@ async def read(*messages: dict[str, Any]) -> Conversation:
         ({"seed": -1}, "seed"),
         ({"stop": list("abcde")}, "stop"),
         ({"stop": [1]}, "stop[0]"),
+        ({"stop": ""}, "stop[0]"),
         ({"n": 9}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -127,6 +128,18 @@ async def test_earlier_calls_come_back_with_arguments_as_objects() -> None:
     )
     assert asked.messages[1]["tool_calls"][0]["function"]["arguments"] == {"code": "1"}
     assert asked.messages[2]["tool_call_id"] == "c"
+
+
+@pytest.mark.parametrize(
+    "arguments", ["{", "[1]", "[" * 100_000, '{"a":' * 100_000, '{"a": ' + "1" * 5000 + "}"]
+)
+async def test_arguments_that_cannot_be_read_are_named(arguments: str) -> None:
+    function = {"name": "python", "arguments": arguments}
+    call = {"id": "c", "type": "function", "function": function}
+    asked = {"role": "assistant", "tool_calls": [call]}
+    with pytest.raises(RequestError) as failure:
+        await read(USER, asked, {"role": "tool", "tool_call_id": "c", "content": "1"})
+    assert failure.value.param == "messages[1].tool_calls[0].function.arguments"
 
 
 @pytest.mark.parametrize(

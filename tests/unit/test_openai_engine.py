@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from toolwise.agent import parse_turn
 from toolwise.agent.openai_engine import Reply, protocol_text
 
@@ -41,6 +43,12 @@ def test_malformed_arguments_reach_the_model_as_an_error() -> None:
     [call] = parse_turn(protocol_text(reply(None, ("python", '{"code": ')))).calls
     assert call.error is not None
     assert "JSON" in call.error
+
+
+@pytest.mark.parametrize("code", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000])
+def test_arguments_beyond_all_bounds_reach_the_model_as_an_error(code: str) -> None:
+    [call] = parse_turn(protocol_text(reply(None, ("python", f'{{"code": {code}}}')))).calls
+    assert call.error is not None
 
 
 def test_an_empty_reply_is_an_empty_turn() -> None:

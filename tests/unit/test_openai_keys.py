@@ -77,6 +77,9 @@ def test_a_file_that_is_gone_changes_nothing(path: Path) -> None:
         (entry("alice", ALICE, concurrent=0), r"\[0\]\['concurrent'\]"),
         ("- {name: eve, key: tooshort}\n", r"\[0\]\['key'\]"),
         ("- {name: eve}\n", r"\[0\]\['key'\]"),
+        ("- name: eve\n  key: |\n    tooshort-0123456789\n", r"\[0\]\['key'\].*without spaces"),
+        (entry("eve", "tooshort-κλειδί-0123"), r"\[0\]\['key'\].*ASCII"),
+        (entry("eve", ALICE) + entry("alice", ALICE), "one key under two names"),
     ],
 )
 def test_a_file_that_lists_no_keys_is_refused_without_quoting_it(

@@ -50,6 +50,13 @@ def test_schema_and_model_accept_the_same_policies(text: str, valid: bool, tmp_p
             GatePolicy.load(path)
 
 
+def test_what_is_no_text_is_no_policy(tmp_path: Path):
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(b"mode: \xff")
+    with pytest.raises(InputError, match=r"policy\.yaml: the policy is not YAML"):
+        GatePolicy.load(path)
+
+
 @pytest.mark.parametrize("name", profile_names())
 def test_the_policy_of_every_profile_is_valid_under_the_schema(name: str):
     section = load_profile(name).promote.model_dump(mode="json", exclude_unset=True)

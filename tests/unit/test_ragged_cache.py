@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from toolwise.agent.ragged_cache import RaggedCache
-from toolwise.agent.transformers_engine import _in_place, _similar
+from toolwise.agent.transformers_batch import _in_place, _similar
 
 CPU = torch.device("cpu")
 

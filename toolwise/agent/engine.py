@@ -110,3 +110,46 @@ class Engine(Protocol):
     ) -> Batch:
         """Open a batch; `tools` are the JSON schemas put in each prompt (none: tools off)."""
         ...
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """What an engine has computed so far, in tokens and images.
+
+    Args:
+        computed: tokens that went through the model.
+        padding: positions that went through it only to fill a block.
+        shared: tokens that did not have to, because another conversation had begun the same way.
+        images: images encoded.
+    """
+
+    computed: int = 0
+    padding: int = 0
+    shared: int = 0
+    images: int = 0
+
+    @property
+    def padding_share(self) -> float:
+        """Padding as a share of all positions that went through the model."""
+        return self.padding / max(1, self.computed + self.padding)
+
+    @property
+    def shared_share(self) -> float:
+        """Shared tokens as a share of all that were read and written."""
+        return self.shared / max(1, self.computed + self.shared)
+
+    def since(self, earlier: EngineStats) -> EngineStats:
+        """What was computed after `earlier`, a copy of these."""
+        return EngineStats(
+            self.computed - earlier.computed,
+            self.padding - earlier.padding,
+            self.shared - earlier.shared,
+            self.images - earlier.images,
+        )
+
+
+@runtime_checkable
+class CountsWork(Protocol):
+    """An engine that counts what it computes."""
+
+    stats: EngineStats

@@ -70,6 +70,8 @@ def _parse_call(body: str) -> ParsedCall:
         return ParsedCall(
             "", {}, f"the call is not valid JSON: {error.msg} at character {error.pos}"
         )
+    except (ValueError, RecursionError):
+        return ParsedCall("", {}, "the call is nested too deep, or has a number too long, to read")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return ParsedCall("", {}, 'a call is an object {"name": …, "arguments": {…}}')
     arguments = call.get("arguments", {})

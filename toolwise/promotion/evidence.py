@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolwise.errors import InputError
 from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, read_scores
@@ -13,6 +14,17 @@ from toolwise.promotion.policy import GatePolicy
 
 _SHOWN = 12
 """Characters of a digest that a person is shown."""
+
+
+class _Facts(BaseModel):
+    """What `metrics.json` says of these; see `Evaluation`."""
+
+    model_config = ConfigDict(strict=True)
+
+    benchmark: str | None = None
+    metric_version: int | None = None
+    items: int | None = None
+    sources: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +56,10 @@ class Evaluation:
         """
         path = folder / "metrics.json"
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            facts = _Facts.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
             raise InputError(f"{path}: not the metrics of an evaluation: {error}") from None
-        if not isinstance(facts, dict):
-            raise InputError(f"{path}: not the metrics of an evaluation")
-        return cls(
-            scores=read_scores(folder / "scores.jsonl"),
-            benchmark=facts.get("benchmark"),
-            metric_version=facts.get("metric_version"),
-            items=facts.get("items"),
-            sources=facts.get("sources"),
-        )
+        return cls(scores=read_scores(folder / "scores.jsonl"), **dict(facts))
 
     def faults(self, policy: GatePolicy) -> Iterator[str]:
         """Why it is no evidence under `policy`, in words; nothing where it is."""

@@ -108,7 +108,7 @@ class Decision(BaseModel):
         items = f", items {self.benchmark[:12]}" if self.benchmark else ""
         return (
             f"{self.decision} ({self.policy.mode} answers{items}, bounds at "
-            f"{self.policy.confidence:.0%}, accuracy compared with {reference})"
+            f"{100 * self.policy.confidence:g}%, accuracy compared with {reference})"
         )
 
     def rejected(self, name: str, why: str) -> Decision:
@@ -126,7 +126,7 @@ class Decision(BaseModel):
     def read(cls, path: Path) -> Decision:
         """The decision at `path`; `InputError` where it is not one."""
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_bytes())
         except OSError as error:
             raise InputError(f"{path}: the decision cannot be read: {error.strerror}") from error
         except ValidationError as error:

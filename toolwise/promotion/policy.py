@@ -65,7 +65,7 @@ class GatePolicy(BaseModel):
             return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
         except OSError as error:
             raise InputError(f"{path}: the policy cannot be read: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"{path}: the policy is not YAML: {error}") from error
         except ValidationError as error:
             faults = "; ".join(

@@ -98,7 +98,7 @@ def picture(policy: GatePolicy) -> bytes:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_title(
             f"redundant_call_rate at most {policy.redundant_call_rate_max:g}, "
-            f"at {policy.confidence:.0%} confidence"
+            f"at {100 * policy.confidence:g}% confidence"
         )
         axes.grid(color="#dfe4ea")
         axes.legend()

@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 import uuid
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -49,6 +50,10 @@ class Arrival:
     def at_once(cls, caller: str, seconds: float) -> Arrival:
         """A request that comes now and may take so long."""
         return cls(caller, time.monotonic() + seconds, f"chatcmpl-{uuid.uuid4().hex}")
+
+
+ARRIVAL: ContextVar[Arrival] = ContextVar("arrival")
+"""The request being answered, for KServe's protocols, which do not hand it on."""
 
 
 class Guard:
@@ -97,10 +102,7 @@ class Guard:
         if scope["path"] not in _CHAT and not _PREDICT.fullmatch(scope["path"]):
             raise RequestError(f"there is no POST {scope['path']} here", status=404)
         body = await _read_body(scope, receive)
-        scope["toolwise"] = arrival
-        answering = asyncio.create_task(
-            self._place_and_answer(scope, caller, body, arrival.deadline, send)
-        )
+        answering = asyncio.create_task(self._place_and_answer(scope, caller, body, arrival, send))
         leaving = asyncio.create_task(_until_gone(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -112,11 +114,12 @@ class Guard:
                 await asyncio.gather(answering, return_exceptions=True)
 
     async def _place_and_answer(
-        self, scope: Scope, caller: ApiKey, body: bytes, deadline: float, send: Send
+        self, scope: Scope, caller: ApiKey, body: bytes, arrival: Arrival, send: Send
     ) -> None:
+        ARRIVAL.set(arrival)
         place = self._admission.place(caller)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+            async with asyncio.timeout(arrival.deadline - time.monotonic()):
                 await place.__aenter__()
         except TimeoutError:
             message = f"no place became free within {self._seconds:.0f} s"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import functools
 import io
 import ipaddress
@@ -61,7 +60,7 @@ def _decode_data_uri(uri: str) -> bytes:
         return unquote_to_bytes(payload)
     try:
         return base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # not base64, or not even ASCII
         raise InputError(f"the data URI is not valid base64: {error}") from None
 
 
@@ -72,7 +71,7 @@ async def _fetch(url: str, allow_private: bool) -> bytes:
             request = await _pinned_request(client, url, allow_private)
             try:
                 response = await client.send(request, stream=True)
-                if response.is_redirect:
+                if response.has_redirect_location:
                     url = urljoin(url, response.headers["location"])
                     await response.aclose()
                     continue

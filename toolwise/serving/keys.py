@@ -5,10 +5,19 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from toolwise.errors import InputError
 from toolwise.serving.openai_api import RequestError
@@ -33,8 +42,15 @@ class ApiKey(BaseModel):
     requests_per_minute: int | None = Field(default=None, ge=1)
     concurrent: int | None = Field(default=None, ge=1)
 
+    @field_validator("key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]+", key.get_secret_value()):
+            raise ValueError("a key is ASCII without spaces, for it is sent in a header")
+        return key
 
-ANYONE = ApiKey(name="anyone", key=SecretStr("no key is asked for"))
+
+ANYONE = ApiKey(name="anyone", key=SecretStr("no-key-is-asked-for"))
 """The caller where there are no keys."""
 
 _KEYS = TypeAdapter(list[ApiKey])
@@ -109,7 +125,10 @@ class KeyFile:
             raise InputError(f"the key file {self._path}, {where}: {first['msg']}") from None
         if not keys or len({key.name for key in keys}) < len(keys):
             raise InputError(f"the key file {self._path} must list keys, each under its own name")
-        return [(_digest(key.key.get_secret_value()), key) for key in keys]
+        digests = [_digest(key.key.get_secret_value()) for key in keys]
+        if len(set(digests)) < len(digests):
+            raise InputError(f"the key file {self._path} has one key under two names")
+        return list(zip(digests, keys, strict=True))
 
 
 def _digest(secret: str) -> bytes:

@@ -7,17 +7,18 @@ import functools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import kserve
 from kserve.errors import InvalidInput
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
 from toolwise.agent import CallRecord, Engine, Limits, Rollout, Turn, run_agent
 from toolwise.data import Task
 from toolwise.errors import BackendError, InputError
-from toolwise.serving.guard import Arrival
-from toolwise.serving.keys import ANYONE
+from toolwise.serving.guard import ARRIVAL, Arrival
 from toolwise.serving.openai_api import (
     ChatRequest,
     Conversation,
@@ -136,27 +137,33 @@ class AgentModel(kserve.Model):
         headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        """KServe's v1 protocol: each instance is a chat request, each prediction its completion."""
-        if not isinstance(payload, Mapping):
-            raise InvalidInput("ask in KServe's v1 protocol: a chat request per instance")
+        """KServe's v1 protocol: each instance is a chat request, each prediction its completion.
+
+        All of them have to be answered by the one deadline of the HTTP request.
+        """
+        instances = payload.get("instances") if isinstance(payload, Mapping) else None
+        if not isinstance(instances, list):
+            raise InvalidInput("ask in KServe's v1 protocol: `instances`, a chat request each")
+        whole = ARRIVAL.get()
+        arrivals = [replace(whole, id=f"{whole.id}-{number}") for number in range(len(instances))]
         try:
-            requests = [ChatRequest.model_validate(instance) for instance in payload["instances"]]
+            requests = [ChatRequest.model_validate(instance) for instance in instances]
             answers = [
-                await self.answer(request, self._arrival(), headers=headers) for request in requests
+                await self.answer(request, arrival, headers=headers)
+                for request, arrival in zip(requests, arrivals, strict=True)
             ]
         except ValidationError as error:
             raise InvalidInput(str(validation_error(error.errors()))) from error
         except InputError as error:
             raise InvalidInput(str(error)) from error
+        except BackendError as error:
+            raise HTTPException(503, str(error)) from error
         return {
             "predictions": [
-                Reply(self.name, self._arrival().id).completion(rollouts, request.tools_offered)
-                for request, rollouts in zip(requests, answers, strict=True)
+                Reply(self.name, arrival.id).completion(rollouts, request.tools_offered)
+                for request, arrival, rollouts in zip(requests, arrivals, answers, strict=True)
             ]
         }
-
-    def _arrival(self) -> Arrival:
-        return Arrival.at_once(ANYONE.name, self.settings.request_seconds)
 
     async def _run(
         self,

@@ -134,7 +134,7 @@ class ChatRequest(_Strict):
     max_completion_tokens: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: Annotated[
-        list[str],
+        list[Annotated[str, Field(min_length=1)]],
         BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop),
     ] = Field(default_factory=list, max_length=4)
     tools: Literal["auto", "none"] = "auto"
@@ -258,7 +258,7 @@ def _read_call(call: RequestedCall, where: str) -> dict[str, Any]:
     field = f"{where}.function.arguments"
     try:
         arguments = json.loads(call.function.arguments)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond all bounds
         raise RequestError(f"the arguments are not valid JSON: {error}", field) from None
     if not isinstance(arguments, dict):
         raise RequestError("the arguments are a JSON object", field)

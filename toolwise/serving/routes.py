@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toolwise.serving.failures import describe_error
-from toolwise.serving.guard import Arrival
+from toolwise.serving.guard import ARRIVAL, Arrival
 from toolwise.serving.model import AgentModel
 from toolwise.serving.openai_api import ChatRequest, Reply, encode
 from toolwise.serving.page import page_router
@@ -51,7 +51,7 @@ def chat_application(model: AgentModel) -> ASGIApp:
     """
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        response = await _answer(model, Request(scope, receive), scope["toolwise"])
+        response = await _answer(model, Request(scope, receive), ARRIVAL.get())
         await response(scope, receive, send)
 
     return application

@@ -16,6 +16,7 @@ from toolwise.serving.streaming import OnText
 from toolwise.serving.turn_cache import TurnCache
 
 _UNFINISHED = "\ufffd"  # what the first bytes of a character decode to
+_GREEDY = 1e-5  # a temperature below it would divide logits beyond what a float holds
 _LONGEST_CHARACTER = 4  # bytes, and tokens at most; what takes longer is no character
 
 
@@ -86,7 +87,7 @@ class Writing:
     @property
     def sampled(self) -> bool:
         """Whether tokens are drawn rather than the likeliest taken."""
-        return self._sampling.temperature > 0
+        return self._sampling.temperature >= _GREEDY
 
     def draw(self, logits_V: Tensor) -> int:
         """A token from the request's own distribution, with its own random numbers."""
@@ -100,6 +101,7 @@ class Writing:
         if self._sampling.top_p < 1:
             ordered_V, order_V = probabilities_V.sort(descending=True)
             outside_V = ordered_V.cumsum(-1) - ordered_V >= self._sampling.top_p
+            outside_V[0] = False  # a float holds no `top_p` however small
             probabilities_V[order_V[outside_V]] = 0
         return int(torch.multinomial(probabilities_V, 1, generator=self._generator))
 

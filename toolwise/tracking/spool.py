@@ -9,6 +9,7 @@ of the machine may cost the last seconds.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -84,9 +85,16 @@ class Spool:
         line = ENTRY.dump_json(entry) + b"\n"
         try:
             with self._writing:
-                os.write(self._journal, line)
+                self._write(line)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
+
+    def _write(self, line: bytes) -> None:
+        end = os.fstat(self._journal).st_size
+        written = os.write(self._journal, line)
+        if written < len(line):  # a disk that is all but full takes a part, and says nothing
+            os.ftruncate(self._journal, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def keep(self, path: Path) -> str:
         """Copy a file or folder into the spool; returns the copy's path within it."""

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from toolwise.agent import Engine, Limits, Rollout, Sampling, run_agent, user_message
+from toolwise.agent import (
+    Engine,
+    Limits,
+    Rollout,
+    Sampling,
+    TokenRecord,
+    run_agent,
+    user_message,
+)
+from toolwise.agent.engine import CountsWork, EngineStats
 from toolwise.agent.rendering import Renderer
-from toolwise.data import Task
+from toolwise.data import Message, Task
 from toolwise.tools import Tool
 
 
@@ -20,6 +29,9 @@ class RolloutAgent(Protocol):
 
     suppressed_ids: Sequence[int]
     """Tokens that are never sampled, and so are no part of the distribution that is trained."""
+
+    stats: EngineStats | None
+    """What has been computed for the rollouts so far, where that is counted."""
 
     def answer(
         self, tasks: Sequence[Task], sampling: Sampling, *, tool_free: bool = False
@@ -54,6 +66,7 @@ class InProcessAgent:
     def __init__(self, engine: TokenEngine, tools: Sequence[Tool], limits: Limits) -> None:
         self.renderer = engine.renderer
         self.suppressed_ids = engine.suppressed_ids
+        self.stats = engine.stats if isinstance(engine, CountsWork) else None
         self._engine = engine
         self._tools = tools
         self._limits = limits
@@ -77,3 +90,23 @@ class InProcessAgent:
         """The tokens a rollout of `task` starts with."""
         offered = [] if tool_free else [tool.schema for tool in self._tools]
         return tuple(self.renderer.prompt([user_message(task)], offered).ids)
+
+
+def token_record(rollout: Rollout) -> TokenRecord:
+    """The tokens of a rollout; raises `ValueError` where its agent has not kept them."""
+    if rollout.tokens is None:
+        raise ValueError("the agent must keep tokens: run_agent(…, keep_tokens=True)")
+    return rollout.tokens
+
+
+def completion(rollout: Rollout) -> list[Message]:
+    """The messages after the user's turn, which is what TRL calls a completion."""
+    first = next(i for i, message in enumerate(rollout.messages) if message["role"] == "assistant")
+    return rollout.messages[first:]
+
+
+def count_calls(completion: Any) -> int:
+    """T of a completion: calls in its assistant messages; plain text has none."""
+    if isinstance(completion, str):
+        return 0
+    return sum(len(message.get("tool_calls") or ()) for message in completion)

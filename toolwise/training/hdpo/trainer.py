@@ -10,7 +10,7 @@ B: rollouts of a batch. T: completion tokens, padded to the longest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from toolwise.agent import Rollout, Sampling, TokenRecord
-from toolwise.data import Message, Task
+from toolwise.data import Task
 from toolwise.training.hdpo import collapse
-from toolwise.training.hdpo.advantages import Scale, hdpo_advantages
-from toolwise.training.hdpo.agent import RolloutAgent
+from toolwise.training.hdpo.advantages import Scale
+from toolwise.training.hdpo.agent import RolloutAgent, completion, count_calls, token_record
+from toolwise.training.hdpo.channels import efficiency_advantages, one_channel_advantages
 from toolwise.training.hdpo.config import HDPOConfig, Variant
-from toolwise.training.hdpo.difficulty import eapo_rewards, easiness
-from toolwise.training.hdpo.forward import RecordScores, score_records
+from toolwise.training.hdpo.forward import RecordScores, gather_head, score_records
 from toolwise.training.hdpo.loss import Level, efficiency_mask, mean_count, surrogate
 from toolwise.training.hdpo.monitoring import rollout_metrics
 from toolwise.training.hdpo.resumable import ResumableGRPOTrainer
@@ -35,9 +35,6 @@ from toolwise.training.hdpo.rewards import Scores, efficiency_rewards, judge_fai
 from toolwise.training.hdpo.tool_free import answer_both_ways, is_tool_free, mixture_weights
 
 __all__ = ["HDPOConfig", "HDPOTrainer", "Scores", "Variant"]
-
-_EPS = 1e-4  # TRL's own, so that a coupled reward is normalised as TRL would
-
 
 _logger = logging.get_logger(__name__)
 
@@ -85,6 +82,9 @@ class HDPOTrainer(ResumableGRPOTrainer):
             raise TypeError(f"args must be an HDPOConfig, not {type(self.args).__name__}")
         if self.args.tool_free and agent is None:
             raise ValueError("tool_free rollouts are the agent loop's: give an agent")
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                gather_head(model)
         self._agent = agent(self) if callable(agent) else agent
         self._tasks = tasks
         self._seconds = 0.0
@@ -98,15 +98,28 @@ class HDPOTrainer(ResumableGRPOTrainer):
     # Rollouts and advantages
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        """TRL's seam for generation: the agent's rollouts as TRL wants them."""
-        if self._agent is None:
-            return super()._generate(prompts)
+        """TRL's seam for generation, where the agent's rollouts come in."""
+        stats = self._agent.stats if self._agent else None
+        before = replace(stats) if stats else None
+        started = time.perf_counter()
+        made = self._agent_rollouts(prompts) if self._agent else super()._generate(prompts)
+        seconds = self._spent("rollout", started)
+        _, completions, mask, *_ = made
+        written = sum(map(sum, mask)) if mask else sum(map(len, completions))
+        self._keep({"rollout/tokens_per_second": written / seconds})
+        if stats and before:
+            work = stats.since(before)
+            self._keep({"rollout/padding_share": work.padding_share})
+            self._keep({"rollout/shared_share": work.shared_share})
+        return made
+
+    def _agent_rollouts(self, prompts: list[Any]) -> tuple[Any, ...]:
+        """The agent's rollouts as TRL wants them."""
+        assert self._agent is not None
         if self.use_vllm and self.state.global_step != self._last_loaded_step:
             self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
             self.accelerator.wait_for_everyone()  # no rollouts before the server has the weights
-        started = time.perf_counter()
-        mode = "train" if self.model.training else "eval"
         tasks = [self._tasks[int(prompt)] for prompt in prompts]
         sampling = Sampling(
             temperature=self.temperature,
@@ -116,21 +129,18 @@ class HDPOTrainer(ResumableGRPOTrainer):
         )
         free = self._tool_free_rows(len(tasks))
         rollouts = answer_both_ways(self._agent, tasks, sampling, free)
-        self._records = [_record(rollout) for rollout in rollouts]
+        self._records = [token_record(rollout) for rollout in rollouts]
         for row, task in enumerate(tasks):
             if free[row]:  # what is trained is the policy with tools
                 offered = self._agent.prompt_ids(task, tool_free=False)
                 self._records[row] = replace(self._records[row], prompt_ids=offered)
         if any(free):
             self._weights = self._mixture_weights(rollouts, free)
-        seconds = time.perf_counter() - started
-        self._metrics[mode]["seconds/rollout"].append(seconds)
-        self._seconds -= seconds
         return (
             [list(record.prompt_ids) for record in self._records],
             [list(record.completion_ids) for record in self._records],
             [list(record.mask) for record in self._records],
-            [_completion(rollout) for rollout in rollouts],
+            [completion(rollout) for rollout in rollouts],
             [list(record.logprobs) for record in self._records],
             {"rollout": list(rollouts)},
             None,
@@ -156,7 +166,7 @@ class HDPOTrainer(ResumableGRPOTrainer):
             else replace(record, prompt_ids=self._agent.prompt_ids(rollout.task, tool_free=True))
             for record, rollout, is_free in zip(self._records, rollouts, free, strict=True)
         ]
-        direct = torch.tensor([_tool_calls(_completion(rollout)) == 0 for rollout in rollouts])
+        direct = torch.tensor([count_calls(completion(rollout)) == 0 for rollout in rollouts])
         width = max(len(record.completion_ids) for record in other)
         with torch.no_grad():
             rows = direct.nonzero().flatten().tolist()
@@ -180,13 +190,15 @@ class HDPOTrainer(ResumableGRPOTrainer):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
+        started = time.perf_counter()
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._spent("reward", started)
         group = self.num_generations if self.model.training else self.num_generations_eval
         rewards[judge_failed(rewards, group)] = torch.nan
         accuracy = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
         accuracy[rewards.isnan().all(dim=1)] = torch.nan
         correct = accuracy > self.args.correct_above
-        calls = torch.tensor([_tool_calls(c) for c in completions], device=rewards.device)
+        calls = torch.tensor([count_calls(c) for c in completions], device=rewards.device)
         calls = _gather(calls)
         self._scores = Scores(accuracy, efficiency_rewards(correct, calls), correct, calls)
         return rewards
@@ -195,15 +207,15 @@ class HDPOTrainer(ResumableGRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         scores, self._scores = self._scores, None
         assert scores is not None
-        mode = "train" if self.model.training else "eval"
-        group = self.num_generations if mode == "train" else self.num_generations_eval
+        group = self.num_generations if self.model.training else self.num_generations_eval
         local = slice(
             self.accelerator.process_index * len(inputs),
             (self.accelerator.process_index + 1) * len(inputs),
         )
+        scale = cast(Scale, self.scale_rewards)
         if self.args.variant in ("coupled", "eapo"):
-            batch["advantages"] = self._one_channel_advantages(scores, group)[local]
-        efficiency = self._efficiency_advantages(scores, group)
+            batch["advantages"] = one_channel_advantages(scores, group, scale, self.args)[local]
+        efficiency = efficiency_advantages(scores, group, scale, self.args)
         batch["efficiency_advantages"] = efficiency[local]
         weights, self._weights = self._weights, None
         if weights is not None and self.args.tool_free_correction:
@@ -211,7 +223,7 @@ class HDPOTrainer(ResumableGRPOTrainer):
             batch["advantages"] = batch["advantages"] * weights
             batch["efficiency_advantages"] = batch["efficiency_advantages"] * weights
             free = torch.tensor(self._tool_free_rows(len(inputs)), device=weights.device)
-            self._metrics[mode]["tool_free/weight"].append(_gather(weights[free]).mean().item())
+            self._keep({"tool_free/weight": _gather(weights[free]).mean().item()})
         mask = _loss_mask(batch)
         qualifying = efficiency_mask(
             batch["efficiency_advantages"], mask, self.args.efficiency_normalize
@@ -219,43 +231,29 @@ class HDPOTrainer(ResumableGRPOTrainer):
         batch["efficiency_items"] = _gather(self._efficiency_count(qualifying)).sum()
         if self._agent is not None:
             batch["records"], self._records = self._records, []
-        self._log_scores(mode, scores, batch["advantages"], efficiency, group)
+        self._log_scores(scores, batch["advantages"], efficiency, group)
         return batch
 
-    @property
-    def _scale(self) -> Scale:
-        return cast(Scale, self.scale_rewards)
-
-    def _efficiency_advantages(self, scores: Scores, group: int) -> Tensor:
-        """The efficiency channel's advantages, [B]."""
-        advantages = hdpo_advantages(*scores[:3], group, scale=self._scale).efficiency
-        if self.args.difficulty_aware:
-            return advantages * easiness(scores.accuracy, scores.correct, group)
-        return advantages
-
-    def _one_channel_advantages(self, scores: Scores, group: int) -> Tensor:
-        """Advantages of the variant's one reward, [B]."""
-        accuracy, efficiency, correct, calls = scores
-        alpha = self.args.alpha
-        if self.args.variant == "eapo":
-            reward = eapo_rewards(accuracy, correct, calls, group, beta=alpha)
-        else:
-            if self.args.difficulty_aware:
-                efficiency = efficiency * easiness(accuracy, correct, group)
-            reward = accuracy + alpha * efficiency
-        return hdpo_advantages(
-            reward, efficiency, correct, group, eps=_EPS, scale=self._scale
-        ).accuracy
-
-    def _log_scores(
-        self, mode: str, scores: Scores, accuracy: Tensor, efficiency: Tensor, group: int
-    ) -> None:
-        with_tools = group - (self.args.tool_free if mode == "train" else 0)
+    def _log_scores(self, scores: Scores, accuracy: Tensor, efficiency: Tensor, group: int) -> None:
+        with_tools = group - (self.args.tool_free if self.model.training else 0)
         found = rollout_metrics(scores, group, with_tools)
         found["advantage/accuracy"] = _gather(accuracy).abs().mean()
         found["advantage/efficiency"] = efficiency.abs().mean()
-        for name, value in found.items():
-            self._metrics[mode][name].append(value.item())
+        self._keep({name: value.item() for name, value in found.items()})
+
+    def _keep(self, metrics: Mapping[str, float]) -> None:
+        """Have the metrics of a step logged."""
+        mode = "train" if self.model.training else "eval"
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+
+    def _spent(self, part: str, started: float) -> float:
+        """The seconds since `started`: logged, and left out of the update's."""
+        seconds = time.perf_counter() - started
+        self._keep({f"seconds/{part}": seconds})
+        if self.model.training:
+            self._seconds -= seconds
+        return seconds
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's metrics of the steps since the last log, and whether tool use has collapsed."""
@@ -292,17 +290,17 @@ class HDPOTrainer(ResumableGRPOTrainer):
         self._records, self._rows = [], None
         assert logps is not None
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["loss/accuracy"].append(self._logged(loss, mode))
+        self._keep({"loss/accuracy": self._logged(loss, mode)})
         if self.args.w_acc != 1.0:
             loss = self.args.w_acc * loss
         if self.args.efficiency_weight:
             efficiency = self._efficiency_loss(logps, inputs, mode)
-            self._metrics[mode]["loss/efficiency"].append(self._logged(efficiency, mode))
+            self._keep({"loss/efficiency": self._logged(efficiency, mode)})
             loss = loss + self.args.efficiency_weight * efficiency
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """TRL's step, timed apart from the rollouts it may start with."""
+        """TRL's step, timed apart from the rollouts and rewards it may start with."""
         self._seconds -= time.perf_counter()
         loss = super().training_step(*args, **kwargs)
         self._seconds += time.perf_counter()
@@ -395,25 +393,6 @@ class HDPOTrainer(ResumableGRPOTrainer):
 
 def _gather(tensor: Tensor) -> Tensor:
     return cast(Tensor, accelerate.utils.gather(tensor))
-
-
-def _record(rollout: Rollout) -> TokenRecord:
-    if rollout.tokens is None:
-        raise ValueError("the agent must keep tokens: run_agent(…, keep_tokens=True)")
-    return rollout.tokens
-
-
-def _completion(rollout: Rollout) -> list[Message]:
-    """The messages after the user's turn, which is what TRL calls a completion."""
-    first = next(i for i, message in enumerate(rollout.messages) if message["role"] == "assistant")
-    return rollout.messages[first:]
-
-
-def _tool_calls(completion: Any) -> int:
-    """T of a completion: calls in its assistant messages; plain text has none."""
-    if isinstance(completion, str):
-        return 0
-    return sum(len(message.get("tool_calls") or ()) for message in completion)
 
 
 def _loss_mask(batch: dict[str, Any]) -> Tensor:
