@@ -28,7 +28,8 @@ def check(documents: list[Document], outside: Collection[str] = ()) -> list[str]
 
     Args:
         documents: the manifests, rendered.
-        outside: objects they refer to that are made elsewhere, as `Kind/name`.
+        outside: objects they refer to that are made elsewhere, as `Kind/name`; pods that their
+            selectors match, as `Pod/label=value`.
 
     Returns:
         One line a fault: the object, the field, what is wrong. Empty where nothing is.

@@ -10,6 +10,7 @@ from tests.manifests.pods import Pod, pods
 Document = dict[str, Any]
 
 OPERATED = (
+    "component",  # of the pods of an InferenceService
     "batch.kubernetes.io/",
     "jobset.sigs.k8s.io/",
     "pipelines.kubeflow.org/",
@@ -25,7 +26,7 @@ class References:
 
     Args:
         documents: the rendering.
-        outside: what is made elsewhere, as `Kind/name`.
+        outside: what is made elsewhere, as `Kind/name`, and pods as `Pod/label=value`.
     """
 
     def __init__(self, documents: list[Document], outside: Collection[str]) -> None:
@@ -82,10 +83,9 @@ class References:
             case "RoleBinding" | "ClusterRoleBinding":
                 yield from self._binding_faults(document, space)
             case "InferenceService":
-                for part in ("predictor",):
-                    runtime = spec[part].get("model", {}).get("runtime")
-                    if runtime and not self._exists("ClusterServingRuntime", "", runtime):
-                        yield from self._missing("ServingRuntime", space, runtime)
+                runtime = spec["predictor"].get("model", {}).get("runtime")
+                if runtime and not self._exists("ClusterServingRuntime", "", runtime):
+                    yield from self._missing("ServingRuntime", space, runtime)
 
     # Objects and their keys
 
@@ -174,7 +174,7 @@ class References:
         ]
 
     def _selector_faults(self, selector: Document, namespace: str) -> Iterator[str]:
-        if _operated(selector) or selector == {}:
+        if selector == {} or _operated(selector) or f"Pod/{_shown(selector)}" in self._outside:
             return
         if not self._selected(selector, namespace):
             yield f"no pod matches {_shown(selector)}"
