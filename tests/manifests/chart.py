@@ -21,6 +21,7 @@ OUTSIDE = frozenset(
 """What a release refers to and does not make."""
 VALUES = {path.stem: path for path in sorted(CHART.glob("values-*.yaml"))}
 """The values files that come with the chart; `values.yaml` alone is refused for its sandbox."""
+_WARNING = 2
 
 
 def values(name: str) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def values(name: str) -> dict[str, Any]:
 def lint(given: dict[str, Any] | None = None, chart: Path = CHART) -> list[str]:
     """What `helm lint --strict` says; empty where nothing is wrong."""
     report = helm.lint(chart, given, strict=True, namespace="toolwise")
-    return [*(message["error"] for message in report["messages"]), *report["errors"]]
+    warnings = [m["error"] for m in report["messages"] if m["severity"] >= _WARNING]
+    return [*warnings, *report["errors"]]
 
 
 def render(given: dict[str, Any], chart: Path = CHART) -> list[Document]:
