@@ -93,7 +93,7 @@ def pods(document: Document) -> Iterator[Pod]:
     elif kind in ("ServingRuntime", "ClusterServingRuntime"):
         yield Pod(owner, namespace, document["spec"].get("labels", {}), document["spec"], False)
     elif kind in ("TrainingRuntime", "ClusterTrainingRuntime"):
-        for job in document["spec"]["template"]["spec"]["replicatedJobs"]:
+        for job in document["spec"]["template"]["spec"].get("replicatedJobs", ()):
             template = job["template"]["spec"]["template"]
             labels = template.get("metadata", {}).get("labels", {})
             yield Pod(f"{owner}, {job['name']}", namespace, labels, template["spec"], False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -45,13 +46,18 @@ CLUSTER = Cluster(
 )
 
 
+class Refused(Exception):
+    """kubectl does not build it."""
+
+
 def built(folder: Path) -> list[Document]:
     """What `kubectl kustomize` makes of a folder."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed, which builds the overlays; PyPI has no kustomize")
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    if done.returncode != 0:
+        raise Refused(done.stderr)
     return read(done.stdout)
 
 
@@ -106,7 +112,11 @@ def test_overlays_change_amounts_and_nodes_and_nothing_else(overlay: str) -> Non
         ("training-runtime.yaml", "claimName: toolwise-training", "claimName: training"),
         ("training-runtime.yaml", "runAsNonRoot: true", "runAsNonRoot: false"),
         ("training-runtime.yaml", "trainer:0.1.0", "trainer:latest"),
-        ("training-runtime.yaml", "name: shm\n                          m", "name: sh\n  m"),
+        (
+            "training-runtime.yaml",
+            "name: work\n                      p",
+            "name: works\n                      p",
+        ),
         ("serving-runtime.yaml", "supportedModelFormats", "supportedModelFormat"),
         ("serving-runtime.yaml", "protocolVersions", "protocolVersion"),
         ("serving-runtime.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
@@ -119,10 +129,7 @@ def test_a_typo_in_the_base_is_caught(tmp_path: Path, file: str, right: str, typ
     text = path.read_text()
     assert right in text
     path.write_text(text.replace(right, typo, 1))
-    try:
-        assert faults(written(tmp_path / "base")) != []
-    except yaml.YAMLError:
-        pass
+    assert faults(written(tmp_path / "base")) != []
 
 
 @pytest.mark.parametrize(
@@ -141,10 +148,8 @@ def test_a_typo_in_an_overlay_does_not_build_to_the_same(
     path = tmp_path / "k8s/overlays/gpu/kustomization.yaml"
     assert right in path.read_text()
     path.write_text(path.read_text().replace(right, typo))
-    try:
+    with contextlib.suppress(Refused):
         assert built(path.parent) != intended
-    except AssertionError as error:
-        assert "error" in str(error)
 
 
 # What the code submits
