@@ -19,7 +19,7 @@ SOURCES = ("tens", "ones")
 
 
 class GuessingEngine(AddingEngine):
-    """Never calls a tool; its guesses at large sums depend on the batch's seed, and on the place."""
+    """Never calls a tool; its guesses at large sums depend on the batch's seed and their place."""
 
     def start(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]
