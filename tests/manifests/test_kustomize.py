@@ -102,7 +102,7 @@ def test_overlays_change_amounts_and_nodes_and_nothing_else(overlay: str) -> Non
 @pytest.mark.parametrize(
     ("file", "right", "typo"),
     [
-        ("namespace.yaml", "enforce: restricted", "enforce: restricted\n  lables: {}"),
+        ("namespace.yaml", "labels:", "lables:"),
         ("limits.yaml", "defaultRequest", "defaultRequests"),
         ("limits.yaml", "hard:", "hards:"),
         ("training-volume.yaml", "name: toolwise-training", "name: toolwise-trainning"),
