@@ -17,7 +17,7 @@ DEPLOYED := runs/$(PROFILE)/steps/deploy
 SEED_OPTION := $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox demo test browser lint bench compile submit-pipeline images serve stop mlflow-ui clean
+.PHONY: help setup sandbox demo test test-services test-images browser lint bench compile submit-pipeline images serve stop mlflow-ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ browser: ## install Chromium, for the tests of the pages (Debian, Ubuntu; as roo
 test-services: setup ## storage and tracking tests against real PostgreSQL and Swift (root, Debian)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[services]'
 	$(BIN)/python tests/services/run.py
+
+test-images: setup ## build images with buildah, run them in podman, record size and time (root, Debian)
+	$(BIN)/python -m tests.images
 
 lint: setup ## ruff, pyright, the Helm chart and what it renders to
 	$(BIN)/ruff check .
