@@ -29,6 +29,7 @@ class World:
         buckets: S3's.
         images: the registry's, `repository:tag`.
         login: who may pull, where the registry asks for a token.
+        texts: path → plain text, the logs of pods.
     """
 
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -38,7 +39,9 @@ class World:
     buckets: set[str] = field(default_factory=set)
     images: set[str] = field(default_factory=set)
     login: tuple[str, str] | None = None
+    texts: dict[str, str] = field(default_factory=dict)
     reviewed: list[dict[str, Any]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
 
     def add_secret(self, namespace: str, name: str, **values: str) -> None:
         data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
@@ -89,6 +92,7 @@ class ClusterServer:
     def answer(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
         world, split = self.world, urlsplit(request.path)
         path = split.path
+        world.asked.append(request.path)
         if path.startswith("/v2/"):
             self._registry(request, path)
         elif path == "/token":
@@ -116,6 +120,8 @@ class ClusterServer:
         elif path.removeprefix("/apis/") in world.resources:
             names = world.resources[path.removeprefix("/apis/")]
             _reply(request, 200, {"resources": [{"name": name} for name in names]})
+        elif path in world.texts:
+            _send(request, 200, world.texts[path].encode(), "text/plain")
         elif path in world.objects:
             _reply(request, 200, world.objects[path])
         else:
@@ -137,9 +143,12 @@ class ClusterServer:
 
 
 def _reply(request: BaseHTTPRequestHandler, status: int, body: Any) -> None:
-    data = json.dumps(body).encode()
+    _send(request, status, json.dumps(body).encode(), "application/json")
+
+
+def _send(request: BaseHTTPRequestHandler, status: int, data: bytes, kind: str) -> None:
     request.send_response(status)
-    request.send_header("Content-Type", "application/json")
+    request.send_header("Content-Type", kind)
     request.send_header("Content-Length", str(len(data)))
     request.end_headers()
     if request.command != "HEAD":
