@@ -67,7 +67,7 @@ class References:
                 yield from self._service_faults(spec, space)
             case "Deployment" | "StatefulSet" | "DaemonSet":
                 [own] = pods(document)
-                if not _matches(spec["selector"], own.labels):
+                if not selects(spec["selector"], own.labels):
                     yield "its selector does not match its own pods"
                 if kind == "StatefulSet":
                     yield from self._missing("Service", space, spec["serviceName"])
@@ -170,7 +170,7 @@ class References:
         return [
             pod
             for pod in self._pods
-            if pod.namespace == namespace and _matches(selector, pod.labels)
+            if pod.namespace == namespace and selects(selector, pod.labels)
         ]
 
     def _selector_faults(self, selector: Document, namespace: str) -> Iterator[str]:
@@ -225,7 +225,7 @@ class References:
             document
             for document in self._documents
             if document["kind"] == "Service"
-            and _matches(spec["selector"], document["metadata"].get("labels", {}))
+            and selects(spec["selector"], document["metadata"].get("labels", {}))
         ]
         if _operated(spec["selector"]):
             return
@@ -254,7 +254,7 @@ def _provided(document: Document) -> Iterator[tuple[tuple[str, str, str], frozen
         yield ("Secret", space, metadata["name"]), frozenset(document["spec"]["encryptedData"])
 
 
-def _matches(selector: Document, labels: dict[str, str]) -> bool:
+def selects(selector: Document, labels: dict[str, str]) -> bool:
     """Whether a label selector takes in these labels; an empty one takes in everything."""
     wanted = selector.get("matchLabels", {})
     if any(labels.get(name) != value for name, value in wanted.items()):
