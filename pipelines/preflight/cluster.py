@@ -7,7 +7,8 @@ from typing import Any
 
 import urllib3
 from kubernetes import client as k8s
-from kubernetes import config
+
+from pipelines.kubernetes_client import NoCluster, kubernetes_client
 
 _TIMEOUT = (5.0, 15.0)
 
@@ -28,13 +29,10 @@ class Cluster:
     """
 
     def __init__(self) -> None:
-        settings = k8s.Configuration()
-        settings.retries = urllib3.Retry(0)  # pyright: ignore[reportAttributeAccessIssue]
         try:
-            config.load_config(client_configuration=settings)
-        except config.ConfigException as error:
-            raise Unreachable(f"no cluster is configured here ({error})") from None
-        self._client = k8s.ApiClient(settings)
+            self._client = kubernetes_client()
+        except NoCluster as why:
+            raise Unreachable(str(why)) from None
         self._ask("GET", "/version")
 
     def get(self, path: str) -> dict[str, Any] | None:

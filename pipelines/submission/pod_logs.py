@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import kubernetes
 import urllib3
-from kubernetes.config import ConfigException
+
+from pipelines.kubernetes_client import NoCluster, kubernetes_client
 
 TAIL = 200
 """Lines of a log that are read at a look."""
@@ -43,14 +44,10 @@ class PodLogs:
     _newest: dict[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        settings: Any = kubernetes.client.Configuration()
-        settings.retries = urllib3.Retry(0)
         try:
-            kubernetes.config.load_config(client_configuration=settings)
-        except ConfigException as error:
-            self.unavailable = f"no cluster is configured here: {error}"
-        else:
-            self._core = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(settings))
+            self._core = kubernetes.client.CoreV1Api(kubernetes_client())
+        except NoCluster as why:
+            self.unavailable = str(why)
 
     def new(self) -> Iterator[LogLine]:
         """The lines that have come since the last look, pod by pod."""
