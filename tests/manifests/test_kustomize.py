@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from kubernetes import client as k8s
 from kubernetes.utils.quantity import parse_quantity
 
-from tests.manifests.manifests import check, read
+from tests.manifests import kustomize
+from tests.manifests.kustomize import K8S, KUBECTL, OVERLAYS, Refused, faults, written
+from tests.manifests.manifests import Document, check, read
 from toolwise.pod_security import USER
 from toolwise.profile import KubeflowSettings, Profile, load_profile
 from toolwise.serving.cluster import ClusterSettings
@@ -24,11 +23,7 @@ from toolwise.training.launcher.cluster import Cluster
 from toolwise.training.launcher.trainjob import RUNTIME, VOLUME, NodeWork, train_job
 from toolwise.training.launcher.vllm_servers import server_objects
 
-Document = dict[str, Any]
-
 ROOT = Path(__file__).parents[2]
-K8S = ROOT / "k8s"
-OVERLAYS = ("base", "overlays/kind", "overlays/gpu")
 SECRET = KubeflowSettings.model_fields["secret"].default
 STANDARD = (f"Secret/{SECRET}", "ServiceAccount/toolwise-models")
 """Made by whoever runs the cluster, and by the chart."""
@@ -46,31 +41,10 @@ CLUSTER = Cluster(
 )
 
 
-class Refused(Exception):
-    """kubectl does not build it."""
-
-
 def built(folder: Path) -> list[Document]:
-    """What `kubectl kustomize` makes of a folder."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
+    if KUBECTL is None:
         pytest.skip("kubectl is not installed, which builds the overlays; PyPI has no kustomize")
-    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise Refused(done.stderr)
-    return read(done.stdout)
-
-
-def written(folder: Path) -> list[Document]:
-    """The manifests of a folder as they stand in its files."""
-    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
-    return [document for name in listed for document in read((folder / name).read_text())]
-
-
-def faults(documents: list[Document]) -> list[str]:
-    # A TrainJob's pods are in the job's namespace, their runtime in none.
-    claims = [d["metadata"]["name"] for d in documents if d["kind"] == "PersistentVolumeClaim"]
-    return check(documents, {f"PersistentVolumeClaim/{name}" for name in claims})
+    return kustomize.built(folder)
 
 
 def named(documents: list[Document], kind: str) -> Document:
