@@ -150,7 +150,7 @@ class Checks:
             f"{KSERVE}/v1beta1",
             "inferenceservices",
             f"helm install kserve-crd oci://ghcr.io/kserve/charts/kserve-crd {install} && "
-            f"helm install kserve oci://ghcr.io/kserve/charts/kserve {install}",
+            f"helm install kserve oci://ghcr.io/kserve/charts/kserve-resources {install}",
         )
         runtimes = f"/apis/{KSERVE}/v1alpha1"
         namespace = self.kubeflow.serving.namespace

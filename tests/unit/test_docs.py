@@ -81,6 +81,21 @@ def test_pages_name_what_they_are_about() -> None:
     assert "submit" in named(page, COMMAND)
 
 
+def test_prerequisites_are_pinned_to_the_packages_that_talk_to_them() -> None:
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    page = (ROOT / "k8s/PREREQUISITES.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w ]+?) \| v?([\d.]+)", page, re.MULTILINE))
+    assert rows["Kubeflow Pipelines"] == pins["kfp"]
+    assert rows["Kubeflow Trainer"] == pins["kubeflow_trainer_api"]
+    assert rows["KServe"] == pins["kserve"]
+    runtime = (ROOT / "k8s/base/serving-runtime.yaml").read_text(encoding="utf-8")
+    assert f"kserve/huggingfaceserver:v{pins['kserve']}\n" in runtime
+
+
 def test_the_picture_is_what_its_command_draws() -> None:
     assert architecture.FILE.read_text(encoding="utf-8") == architecture.drawing()
 
