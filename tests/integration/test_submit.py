@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import Result
 from pipelines_server import PASSWORD, USER, Pipelines, PipelinesServer, run, task
+from typer.testing import CliRunner
 
 from pipelines.submission.api import NotSignedIn, PipelinesApi, ServerAway
 from pipelines.submission.authentication import Cookie, credentials
 from pipelines.submission.server import Server, find_server
 from pipelines.submit import open_server, submit_pipeline
+from toolwise.cli import app
 from toolwise.errors import BackendError, InputError
 from toolwise.profile import load_profile
 
@@ -205,21 +208,15 @@ def test_without_an_address_the_server_is_found_in_the_cluster_or_by_kubectl(
         assert found.url == "http://named"
 
 
-def toolwise(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "toolwise.cli", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | environment,
-    )
+def toolwise(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
 
 
 def test_a_submitted_run_is_followed_and_ends_with_where_its_results_are(serve: Serve):
     server = serve(Pipelines(runs=[run("SUCCEEDED", task("promote", "SUCCEEDED", 1, 4))]))
-    process = toolwise("submit", KFP_HOST=server.url)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    result = toolwise("submit", "--host", server.url)
+    output = result.output
+    assert result.exit_code == 0, output
     assert "Preflight skipped: no cluster is configured here" in output
     assert f"{server.url}/#/runs/details/r1" in output
     assert "promote: done in 3s" in output
@@ -230,51 +227,51 @@ def test_a_submitted_run_is_followed_and_ends_with_where_its_results_are(serve: 
 def test_a_failed_run_fails_the_command_with_the_reason(serve: Serve):
     failing = run("FAILED", task("train-sft", "FAILED", 1, 4, "out of memory"), error="it failed")
     server = serve(Pipelines(runs=[failing]))
-    process = toolwise("follow", "r1", KFP_HOST=server.url)
-    output, _ = process.communicate()
-    assert process.returncode == 1
-    assert "run r1 failed\nit failed\ntrain-sft failed: out of memory" in output
-    assert "Traceback" not in output
+    result = toolwise("follow", "r1", "--host", server.url)
+    assert result.exit_code == 1
+    assert "run r1 failed\nit failed\ntrain-sft failed: out of memory" in result.output
+
+
+def test_a_dry_run_submits_nothing_and_a_run_can_be_left_alone(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    server = serve(Pipelines())
+    dry = toolwise("submit", "--dry-run", "--host", server.url)
+    assert dry.exit_code == 0, dry.output
+    assert "Nothing was submitted" in dry.output
+    assert (tmp_path / "build" / "metis-qwen3-vl-8b.yaml").exists()
+    assert server.state.calls == []
+    left = toolwise("submit", "--no-follow", "--skip-preflight", "--host", server.url)
+    assert left.exit_code == 0, left.output
+    assert "toolwise follow r1 --profile qwen3-vl-8b" in left.output
+    assert ("GET", "/runs/r1") not in [(method, path) for method, path, _ in server.state.calls]
+
+
+def test_a_local_profile_is_not_submitted():
+    result = toolwise("submit", "--profile", "demo", "--host", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "'demo' has no section `kubeflow`" in result.output
 
 
 def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it_again(serve: Serve):
     server = serve(Pipelines(runs=[run("RUNNING", task("train-sft", "RUNNING"))]))
-    process = toolwise("follow", "r1", KFP_HOST=server.url)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toolwise.cli", "follow", "r1", "--host", server.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # Whoever runs the tests in the background has Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if "train-sft: started" in line:
             process.send_signal(signal.SIGINT)
             break
-    rest, _ = process.communicate()
+    rest, _ = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "The run goes on" in rest
     assert "toolwise follow r1 --profile qwen3-vl-8b" in rest
     assert {method for method, _, _ in server.state.calls} == {"GET"}
-
-
-def test_a_dry_run_and_one_nobody_follows(serve: Serve, tmp_path: Path):
-    server = serve(Pipelines())
-    python_path = os.pathsep.join(p for p in sys.path if p)
-    dry = subprocess.run(
-        [sys.executable, "-m", "toolwise.cli", "submit", "--dry-run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"KFP_HOST": server.url, "PYTHONPATH": python_path},
-    )
-    assert dry.returncode == 0, dry.stderr
-    assert "Nothing was submitted" in dry.stdout
-    assert (tmp_path / "build" / "metis-qwen3-vl-8b.yaml").exists()
-    assert server.state.calls == []
-    process = toolwise("submit", "--no-follow", "--skip-preflight", KFP_HOST=server.url)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert "toolwise follow r1 --profile qwen3-vl-8b" in output
-    assert ("GET", "/runs/r1") not in [(method, path) for method, path, _ in server.state.calls]
-
-
-def test_a_local_profile_is_not_submitted():
-    process = toolwise("submit", "--profile", "demo", KFP_HOST="http://127.0.0.1:9")
-    output, _ = process.communicate()
-    assert process.returncode == 1
-    assert "'demo' has no section `kubeflow`" in output
