@@ -90,7 +90,7 @@ def test_prerequisites_are_pinned_to_the_packages_that_talk_to_them() -> None:
     page = (ROOT / "k8s/PREREQUISITES.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([\w ]+?) \| v?([\d.]+)", page, re.MULTILINE))
     assert rows["Kubeflow Pipelines"] == pins["kfp"]
-    assert rows["Kubeflow Trainer"] == pins["kubeflow_trainer_api"]
+    assert rows["Kubeflow Trainer"] == pins["kubeflow-trainer-api"]
     assert rows["KServe"] == pins["kserve"]
     runtime = (ROOT / "k8s/base/serving-runtime.yaml").read_text(encoding="utf-8")
     assert f"kserve/huggingfaceserver:v{pins['kserve']}\n" in runtime
