@@ -15,8 +15,7 @@ ASK = ROOT / "charts" / "toolwise" / "files" / "ask_sandbox.py"
 BOTH = """
 cd {root}
 {python} -m toolwise.tools.server --port 8080 --isolation none --workers 1 >&2 &
-until {python} -c 'import socket; socket.create_connection(("127.0.0.1", 8080))' 2>/dev/null
-do kill -0 $! || exit 70; done
+until (exec 3<>/dev/tcp/127.0.0.1/8080) 2>/dev/null; do kill -0 $! || exit 70; sleep 0.2; done
 exec {python} {ask} http://127.0.0.1:8080 {lowest} {targets}
 """
 
@@ -25,7 +24,7 @@ def asked(lowest: str, *targets: str) -> subprocess.CompletedProcess[str]:
     script = BOTH.format(
         root=ROOT, python=sys.executable, ask=ASK, lowest=lowest, targets=" ".join(targets)
     )
-    command = [RUNSC or "", "--network=none", "--ignore-cgroups", "do", "/bin/sh", "-c", script]
+    command = [RUNSC or "", "--network=none", "--ignore-cgroups", "do", "/bin/bash", "-c", script]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 

@@ -6,13 +6,18 @@ import copy
 import json
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import helm_python as helm
+import httpx
 import pytest
 from prometheus_client import REGISTRY
+from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from tests.manifests.chart import CHART, OUTSIDE, VALUES, lint, render, values
 from tests.manifests.manifests import Document, check
@@ -210,6 +215,47 @@ def test_the_sandbox_reaches_nothing_and_every_other_pod_only_what_is_named(
     [pod] = pods(the("Deployment", "toolwise-sandbox", small))
     assert pod.spec["automountServiceAccountToken"] is False
     assert "env" not in pod.spec["containers"][0]
+
+
+# What `helm test` asks the sandbox
+
+ASK = CHART / "files" / "ask_sandbox.py"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[str]:
+    """A sandbox server that keeps nothing from the network: isolation `none`, no policies."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    arguments = ["--port", str(port), "--isolation", "none", "--workers", "1"]
+    with subprocess.Popen([sys.executable, "-m", "toolwise.tools.server", *arguments]) as server:
+        for attempt in Retrying(stop=stop_after_delay(120), wait=wait_fixed(0.2), reraise=True):
+            with attempt:
+                httpx.get(f"http://127.0.0.1:{port}/health")
+        yield f"127.0.0.1:{port}"
+        server.terminate()
+
+
+def asked(sandbox: str, lowest: str, *targets: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ASK), f"http://{sandbox}", lowest, *targets]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_sandboxs_test_passes_where_code_runs(sandbox: str) -> None:
+    done = asked(sandbox, "none")
+    assert (done.returncode, done.stdout) == (0, "isolation: none\n"), done.stderr
+
+
+def test_the_sandboxs_test_fails_where_isolation_is_too_weak(sandbox: str) -> None:
+    done = asked(sandbox, "gvisor")
+    assert done.returncode == 1
+    assert "that is weaker than gvisor" in done.stderr
+
+
+def test_the_sandboxs_test_fails_where_code_reaches_something(sandbox: str) -> None:
+    done = asked(sandbox, "none", sandbox)
+    assert done.returncode == 1
+    assert f"code in the sandbox must not reach {sandbox}" in done.stderr
 
 
 # What the code needs

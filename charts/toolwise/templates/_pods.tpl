@@ -65,7 +65,8 @@ securityContext:
 {{- $secret := include "toolwise.databaseSecret" . -}}
 - name: HOME
   value: /tmp
-- name: DATABASE_USER
+# libpq reads both: they need no quoting there, and the address holds no secret.
+- name: PGUSER
   {{- if $database.bundled }}
   value: mlflow
   {{- else }}
@@ -74,17 +75,17 @@ securityContext:
       name: {{ $secret }}
       key: username
   {{- end }}
-- name: DATABASE_PASSWORD
+- name: PGPASSWORD
   valueFrom:
     secretKeyRef:
       name: {{ $secret }}
       key: password
 - name: MLFLOW_BACKEND_STORE_URI
   {{- if $database.bundled }}
-  value: postgresql+psycopg2://$(DATABASE_USER):$(DATABASE_PASSWORD)@{{ include "toolwise.name" (list . "postgresql") }}:5432/mlflow
+  value: postgresql+psycopg2://{{ include "toolwise.name" (list . "postgresql") }}:5432/mlflow
   {{- else }}
   {{- with $database.external }}
-  value: postgresql+psycopg2://$(DATABASE_USER):$(DATABASE_PASSWORD)@{{ required "mlflow.database.external.host: name the PostgreSQL server" .host }}:{{ .port }}/{{ .name }}?sslmode={{ .sslMode }}
+  value: postgresql+psycopg2://{{ required "mlflow.database.external.host: name the PostgreSQL server" .host }}:{{ .port }}/{{ .name }}?sslmode={{ .sslMode }}
   {{- end }}
   {{- end }}
 {{- end -}}
