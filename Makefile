@@ -9,11 +9,15 @@ INSTALLED := $(VENV)/.installed
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 REGISTRY ?= localhost/toolwise
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' toolwise/__init__.py)
+TAG ?= $(VERSION)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+IMAGES ?= trainer rollout operator agent sandbox
+COMMA := ,
 DEPLOYED := runs/$(PROFILE)/steps/deploy
 SEED_OPTION := $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox demo test browser test-services lint bench compile submit-pipeline images serve stop mlflow-ui clean
+.PHONY: help setup sandbox demo test test-services test-images browser lint bench compile submit-pipeline images serve stop mlflow-ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,10 +60,14 @@ test-services: setup ## storage and tracking tests against real PostgreSQL and S
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[services]'
 	$(BIN)/python tests/services/run.py
 
-lint: setup ## ruff and pyright
+test-images: setup ## build images with buildah, run them in podman, record size and time (root, Debian)
+	$(BIN)/python -m tests.images
+
+lint: setup ## ruff, pyright, the Helm chart and what it renders to
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python -m tests.manifests
 
 bench: setup ## measure speed and memory
 	$(BIN)/python -m bench
@@ -73,11 +81,21 @@ submit-pipeline: PROFILE := $(if $(filter demo,$(PROFILE)),qwen3-vl-8b,$(PROFILE
 submit-pipeline: setup ## submit to the Kubeflow Pipelines server KFP_HOST names; PROFILE=…
 	$(BIN)/toolwise submit --profile $(PROFILE) $(SEED_OPTION)
 
-images: ## build the container images with docker, podman or buildah
-	@tool=$$(command -v docker || command -v podman || command -v buildah) \
-		|| { echo "docker, podman or buildah is needed to build images" >&2; exit 1; }; \
-	for target in trainer rollout operator agent sandbox; do \
-		$$tool build --target $$target -t $(REGISTRY)/$$target:$(VERSION) -f components/Dockerfile . || exit 1; \
+# The first that works: a docker without its daemon is passed over. Without `--format docker`,
+# podman and buildah would drop the health checks.
+images: ## build the container images; REGISTRY=…, TAG=…, BASE=…, IMAGES="agent …", PUSH=1
+	@for tool in docker podman buildah none; do $$tool version >/dev/null 2>&1 && break; done; \
+	case $$tool in \
+		none) echo "docker, podman or buildah is needed to build images, and none of them works here" >&2; exit 1;; \
+		docker) format=;; \
+		*) format="--format docker";; \
+	esac; \
+	for image in $(IMAGES); do \
+		$$tool build $$format --target $$image --tag $(REGISTRY)/$$image:$(TAG) \
+			--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+			$(if $(BASE),--build-arg BASE=$(BASE)) $(if $(PIP_CONF),--secret id=pip$(COMMA)src=$(PIP_CONF)) \
+			--file components/Dockerfile . || exit 1; \
+		$(if $(PUSH),$$tool push $(REGISTRY)/$$image:$(TAG) || exit 1;) \
 	done
 
 serve: setup stop ## serve the model the last run promoted, in the foreground

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from kfp import compiler, dsl
 from kfp.dsl.graph_component import GraphComponent
-from kfp.dsl.pipeline_task import PipelineTask
 from pydantic import TypeAdapter, ValidationError
 
 from components.base_model.component import base_model
@@ -29,7 +28,7 @@ from components.evaluate.component import evaluate
 from components.prepare_data.component import prepare_data
 from components.train_hdpo.component import train_hdpo
 from components.train_sft.component import train_sft
-from pipelines.metis import _place, _with_accelerators, _with_trainjob
+from pipelines.placement import Placement
 from toolwise.errors import InputError
 from toolwise.training.settings import HdpoSettings
 
@@ -53,21 +52,21 @@ def ablation(profile: "Profile", variants: Variants) -> GraphComponent:
     if not items:
         raise InputError("the file names no variant")
 
-    def heavy(task: PipelineTask) -> PipelineTask:
-        return _with_accelerators(_place(task, profile), profile.kubeflow)
-
-    def training(task: PipelineTask) -> PipelineTask:
-        if profile.kubeflow is None or profile.kubeflow.exchange is None:
-            return heavy(task)
-        return _with_trainjob(_place(task, profile), profile)
+    placement = Placement(profile)
+    heavy, training = placement.heavy, placement.training
 
     @dsl.pipeline(
         name=f"ablation-{profile.name}",
         description="Trains and measures variants of HDPO from one cold start.",
     )
     def pipeline(seed: int = profile.seed):
-        data = _place(
-            prepare_data(settings=profile.data.model_dump_json(), seed=seed), profile
+        """The ablation of one profile.
+
+        Args:
+            seed: seed of every step.
+        """
+        data = placement.light(
+            prepare_data(settings=profile.data.model_dump_json(), seed=seed)
         ).outputs
         shared = {"seed": seed, "corpus": data["corpus"]}
         base = heavy(base_model(settings=profile.base.model_dump_json(), seed=seed)).outputs[
@@ -100,7 +99,7 @@ def ablation(profile: "Profile", variants: Variants) -> GraphComponent:
             trained = training(
                 train_hdpo(settings=variant.settings, model=start, curated=prompts, **shared)
             ).outputs["checkpoint"]
-            heavy(
+            placement.evaluation(
                 evaluate(
                     settings=profile.evaluate.model_dump_json(),
                     stage=variant.stage,

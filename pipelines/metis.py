@@ -7,27 +7,29 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kfp import compiler, dsl, kubernetes
+from kfp import compiler, dsl
 from kfp.dsl.graph_component import GraphComponent
-from kfp.dsl.pipeline_task import PipelineTask
+from kfp.dsl.pipeline_channel import PipelineChannel
 
+from components.answer.component import answer
 from components.base_model.component import base_model
 from components.curate_rl.component import curate_rl
 from components.curate_sft.component import curate_sft
 from components.deploy.component import deploy
 from components.evaluate.component import evaluate
 from components.finish.component import finish
+from components.gather.component import gather
 from components.prepare_data.component import prepare_data
 from components.promote.component import promote
 from components.report.component import report
 from components.train_hdpo.component import train_hdpo
 from components.train_sft.component import train_sft
-from toolwise.steps import RUN_VARIABLE
-from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
+from pipelines.placement import Placement
+from toolwise.evaluation.benchmarks import benchmark_names
 
 # Annotations are quoted one by one: Kubeflow reads those of a pipeline function as they stand.
 if TYPE_CHECKING:
-    from toolwise.profile import KubeflowSettings, Profile
+    from toolwise.profile import Profile
 
 STEPS = (
     "prepare-data",
@@ -45,10 +47,12 @@ STEPS = (
 )
 """The steps as they report themselves, in the order a person thinks of them."""
 
+STAGES = ("base", "sft", "hdpo")
+
 LABELS = {
-    "evaluate": "evaluate base",
-    "evaluate-2": "evaluate sft",
-    "evaluate-3": "evaluate hdpo",
+    f"{task}-{number}" if number > 1 else task: f"{kind} {stage}"
+    for task, kind in (("evaluate", "evaluate"), ("gather", "evaluate"), ("answer", "answer"))
+    for number, stage in enumerate(STAGES, 1)
 }
 """Kubeflow's names of the tasks that are called something else in `STEPS`."""
 
@@ -65,26 +69,20 @@ def metis(profile: "Profile") -> GraphComponent:
         description="Trains a model to call tools only when it must, and proves and serves it.",
     )
     def pipeline(seed: int = profile.seed):
-        closing = _place(finish(), profile)
-        closing.set_caching_options(False)
-        with dsl.ExitHandler(closing, name="run"):
-            _steps(profile, seed)
+        """The pipeline of one profile.
+
+        Args:
+            seed: seed of every step.
+        """
+        placement = Placement(profile)
+        with dsl.ExitHandler(placement.light(finish(), cached=False), name="run"):
+            _steps(placement, profile, seed)
 
     return pipeline
 
 
-def _steps(profile: "Profile", seed: int) -> None:
-    def light(task: PipelineTask) -> PipelineTask:
-        return _place(task, profile)
-
-    def heavy(task: PipelineTask) -> PipelineTask:
-        return _with_accelerators(_place(task, profile), profile.kubeflow)
-
-    def training(task: PipelineTask) -> PipelineTask:
-        if profile.kubeflow is None or profile.kubeflow.exchange is None:
-            return heavy(task)
-        return _with_trainjob(light(task), profile)
-
+def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
+    light, heavy, training = placement.light, placement.heavy, placement.training
     data = light(prepare_data(settings=profile.data.model_dump_json(), seed=seed)).outputs
     corpus, benchmark = data["corpus"], data["benchmark"]
     base = heavy(base_model(settings=profile.base.model_dump_json(), seed=seed)).outputs["model"]
@@ -122,17 +120,8 @@ def _steps(profile: "Profile", seed: int) -> None:
         )
     ).outputs["checkpoint"]
     evaluations = {
-        stage: heavy(
-            evaluate(
-                settings=profile.evaluate.model_dump_json(),
-                seed=seed,
-                stage=stage,
-                model=model,
-                benchmark=benchmark,
-                corpus=corpus,
-            )
-        ).outputs["evaluation"]
-        for stage, model in (("base", base), ("sft", sft_model), ("hdpo", hdpo_model))
+        stage: _evaluation(placement, profile, seed, stage, model, benchmark, corpus)
+        for stage, model in zip(STAGES, (base, sft_model, hdpo_model), strict=True)
     }
     gate = light(
         promote(
@@ -141,7 +130,9 @@ def _steps(profile: "Profile", seed: int) -> None:
             model=hdpo_model,
             challenger=evaluations["hdpo"],
             baseline=evaluations["sft"],
-        )
+        ),
+        # There may be another champion since.
+        cached=False,
     )
     evidence = {
         "profile": profile.name,
@@ -166,62 +157,59 @@ def _steps(profile: "Profile", seed: int) -> None:
                 evaluation=evaluations["hdpo"],
                 benchmark=benchmark,
                 corpus=corpus,
-            )
+            ),
+            cached=False,
+            # What fails has been tried for long, and the endpoint before it is back.
+            retried=False,
         )
-        endpoint.set_caching_options(False)
-        summary = light(report(**evidence, endpoint=endpoint.outputs["endpoint"]))
-        summary.set_caching_options(False)
+        light(report(**evidence, endpoint=endpoint.outputs["endpoint"]), cached=False)
     with dsl.Else(name="rejected"):
-        light(report(**evidence)).set_caching_options(False)
+        light(report(**evidence), cached=False)
 
 
-def _place(task: PipelineTask, profile: "Profile") -> PipelineTask:
-    """Image and environment of a pod; nothing where the profile runs locally."""
-    kubeflow = profile.kubeflow
-    if kubeflow is None:
-        return task
-    task.set_container_image(kubeflow.image)
-    task.set_env_variable("MLFLOW_TRACKING_URI", kubeflow.tracking_uri)
-    task.set_env_variable("MLFLOW_EXPERIMENT_NAME", profile.name)
-    # From the pod's label rather than a parameter: a parameter would defeat caching.
-    kubernetes.use_field_path_as_env(task, RUN_VARIABLE, "metadata.labels['pipeline/runid']")
-    kubernetes.use_secret_as_env(task, kubeflow.secret, {key: key for key in _secret_keys(profile)})
-    return task
-
-
-def _secret_keys(profile: "Profile") -> list[str]:
-    keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"]
-    return keys + list(profile.search.keys if profile.search else ())
-
-
-def _with_trainjob(task: PipelineTask, profile: "Profile") -> PipelineTask:
-    """Tell a training step of the cluster: its pod starts a `TrainJob` there and follows it."""
-    kubeflow = profile.kubeflow
-    assert kubeflow is not None
-    assert kubeflow.exchange is not None
-    cluster = Cluster(
-        image=kubeflow.image,
-        exchange=kubeflow.exchange.rstrip("/"),
-        accelerator=kubeflow.accelerator,
-        cpu=kubeflow.cpu,
-        memory=kubeflow.memory,
-        secret=kubeflow.secret,
-        secret_keys=tuple(_secret_keys(profile)),
-        vllm_image=kubeflow.vllm_image,
+def _evaluation(
+    placement: Placement,
+    profile: "Profile",
+    seed: int,
+    stage: str,
+    model: PipelineChannel,
+    benchmark: PipelineChannel,
+    corpus: PipelineChannel,
+) -> PipelineChannel:
+    """A checkpoint's evaluation: in one step, or on a cluster each benchmark on its own."""
+    asked = {"settings": profile.evaluate.model_dump_json(), "seed": seed, "stage": stage}
+    shards = _benchmarks(profile)
+    if not shards:
+        whole = evaluate(**asked, model=model, benchmark=benchmark, corpus=corpus)
+        return placement.evaluation(whole).outputs["evaluation"]
+    with dsl.ParallelFor(shards, name=f"benchmarks {stage}") as source:
+        share = answer(**asked, source=source, model=model, benchmark=benchmark, corpus=corpus)
+        placement.evaluation(share)
+    gathered = gather(
+        **asked, model=model, benchmark=benchmark, answers=dsl.Collected(share.outputs["answers"])
     )
-    task.set_env_variable(CLUSTER_VARIABLE, cluster.model_dump_json())
-    return task
+    return placement.light(gathered).outputs["evaluation"]
 
 
-def _with_accelerators(task: PipelineTask, kubeflow: "KubeflowSettings | None") -> PipelineTask:
-    """GPUs, cores and memory for a step that runs a model."""
-    if kubeflow is None:
-        return task
-    task.set_cpu_limit(kubeflow.cpu).set_memory_limit(kubeflow.memory)
-    if kubeflow.accelerators:
-        task.set_accelerator_type(kubeflow.accelerator)
-        task.set_accelerator_limit(kubeflow.accelerators)
-    return task
+def step_names(profile: "Profile") -> tuple[str, ...]:
+    """The steps of `profile`, as `STEPS` names them, in their order."""
+    if not _benchmarks(profile):
+        return STEPS
+    answers = [f"answer {stage}" for stage in STAGES]
+    first = STEPS.index(f"evaluate {STAGES[0]}")
+    return (*STEPS[:first], *answers, *STEPS[first:])
+
+
+def _benchmarks(profile: "Profile") -> list[str]:
+    """The benchmarks that are answered side by side; none where one step answers all."""
+    published = profile.data.published
+    if profile.kubeflow is None or published is None:
+        return []
+    known = benchmark_names()
+    names = [one.path if one.path in known else one.source for one in published.benchmark]
+    # Whose items a file of tasks holds is not known before it is read.
+    several = len(set(names)) > 1 and all(name in known for name in names)
+    return sorted({name for name in names if name}) if several else []
 
 
 def compile_pipeline(profile: "Profile", path: Path) -> None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-import kfp
-import kfp_server_api
+from rich.console import Console
 
-from pipelines.metis import compile_pipeline
-from toolwise.errors import BackendError, InputError
-from toolwise.profile import Profile
-
-ADVICE = (
-    "Give the address of a Kubeflow Pipelines server in KFP_HOST, for example\n"
-    "    kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8888:80\n"
-    "    KFP_HOST=http://127.0.0.1:8888 make submit-pipeline"
-)
+from pipelines.metis import compile_pipeline, step_names
+from pipelines.submission.api import PipelinesApi
+from pipelines.submission.authentication import credentials
+from pipelines.submission.following import Follower
+from pipelines.submission.pod_logs import PodLogs
+from pipelines.submission.server import NAMESPACE, Server, find_server
+from toolwise.errors import InputError, ToolwiseError
+from toolwise.profile import KubeflowSettings, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,101 +31,113 @@ class Submitted:
     link: str
 
 
-def submit_pipeline(profile: Profile, seed: int, host: str | None) -> Submitted:
-    """Compile the pipeline, upload it as a version if it is new, and start a run.
-
-    `KFP_NAMESPACE` and `KFP_TOKEN` serve multi-user servers that ask for them.
+@contextmanager
+def open_server(host: str | None) -> Iterator[PipelinesApi]:
+    """The Pipelines API of the server, which is there and knows us.
 
     Args:
-        profile: has to say how to run on Kubeflow.
-        seed: the run's seed.
-        host: address of the server.
+        host: its address; without one it is looked for, see `find_server`.
 
     Raises:
-        InputError: no address was given, or the profile runs locally only.
-        BackendError: the server cannot be reached or refuses.
+        InputError: there is nowhere to look, or credentials are wrong.
+        BackendError: the server cannot be reached, is another one, or wants other credentials.
     """
+    with find_server(host) as server:
+        api = PipelinesApi(server, credentials(server.url))
+        api.multi_user()
+        yield api
+
+
+def kubeflow_of(profile: Profile) -> KubeflowSettings:
+    """The section `kubeflow`; raises `InputError` where the profile runs locally only."""
     if profile.kubeflow is None:
         raise InputError(
             f"profile {profile.name!r} has no section `kubeflow`, so it runs on this machine only: "
             f"make demo PROFILE={profile.name}"
         )
-    if not host:
-        raise InputError(f"there is no server to submit to.\n{ADVICE}")
-    _check_reachable(host)
-    try:
-        # The client prints links of its own, in words of its own.
-        with contextlib.redirect_stdout(io.StringIO()):
-            return _submit(profile, seed, host.rstrip("/"))
-    except kfp_server_api.ApiException as error:
-        raise BackendError(
-            f"the Kubeflow Pipelines server at {host} refused: {error.status} {error.reason}: "
-            f"{_said(error)}"
-        ) from None
+    return profile.kubeflow
 
 
-def _submit(profile: Profile, seed: int, host: str) -> Submitted:
+def run_namespace(profile: Profile, multi_user: bool) -> str:
+    """Where the pods of a run are.
+
+    Args:
+        profile: says where, for a server with several users; `KFP_NAMESPACE` overrides it.
+        multi_user: whether the server has several.
+    """
+    chosen = os.environ.get("KFP_NAMESPACE")
+    return chosen or (kubeflow_of(profile).namespace if multi_user else NAMESPACE)
+
+
+def submit_pipeline(profile: Profile, seed: int, api: PipelinesApi) -> Submitted:
+    """Compile the pipeline, upload it as a version if it is new, and start a run.
+
+    Args:
+        profile: has to say how to run on Kubeflow.
+        seed: the run's seed.
+        api: the server.
+
+    Raises:
+        InputError: the profile runs locally only.
+        BackendError: the server cannot be reached or refuses.
+    """
+    kubeflow = kubeflow_of(profile)
+    # A server for one user has no namespaces to choose from.
+    namespace = run_namespace(profile, True) if api.multi_user() else None
     name = f"metis-{profile.name}"
-    namespace = os.environ.get("KFP_NAMESPACE", "kubeflow")
-    client = kfp.Client(host, namespace=namespace, existing_token=os.environ.get("KFP_TOKEN"))
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / f"{name}.yaml"
         compile_pipeline(profile, package)
         version = hashlib.sha256(package.read_bytes()).hexdigest()[:12]
-        pipeline_id = client.get_pipeline_id(name)
-        if pipeline_id is None:
-            pipeline_id = str(client.upload_pipeline(str(package), name).pipeline_id)
-        version_id = _find_version(client, pipeline_id, version)
-        if version_id is None:
-            uploaded = client.upload_pipeline_version(str(package), version, pipeline_id)
-            version_id = uploaded.pipeline_version_id
-    experiment = client.create_experiment(profile.name, namespace=namespace)
+        pipeline = api.pipeline(name, namespace) or api.upload(package, name, namespace)
+        version_id = api.version(pipeline, version) or api.upload_version(
+            package, version, pipeline
+        )
     run_name = f"{name} {version} seed {seed}"
-    started = client.run_pipeline(
-        str(experiment.experiment_id),
-        run_name,
-        params={"seed": seed},
-        pipeline_id=pipeline_id,
-        version_id=version_id,
-    )
-    return Submitted(run_name, str(started.run_id), f"{host}/#/runs/details/{started.run_id}")
+    run = {
+        "display_name": run_name,
+        "experiment_id": api.experiment(profile.name, namespace),
+        "pipeline_version_reference": {"pipeline_id": pipeline, "pipeline_version_id": version_id},
+        "runtime_config": {"parameters": {"seed": seed}},
+    }
+    if kubeflow.service_account:
+        run["service_account"] = kubeflow.service_account
+    run_id = api.start(run)
+    return Submitted(run_name, run_id, link_of(api.server, run_id))
 
 
-def _find_version(client: kfp.Client, pipeline_id: str, name: str) -> str | None:
-    page = ""
-    while True:
-        found = client.list_pipeline_versions(pipeline_id, page_token=page, page_size=100)
-        for version in found.pipeline_versions or []:
-            if version.display_name == name:
-                return version.pipeline_version_id
-        page = found.next_page_token
-        if not page:
-            return None
+def link_of(server: Server, run_id: str) -> str:
+    """The run's page in the Kubeflow UI."""
+    return f"{server.url}/#/runs/details/{run_id}"
 
 
-def _check_reachable(host: str) -> None:
-    """Fail in seconds; the client by itself would try for half a minute, then trace back."""
-    url = f"{host.rstrip('/')}/apis/v2beta1/healthz"
+def follow_run(profile: Profile, run_id: str, api: PipelinesApi, console: Console) -> None:
+    """Follow a run to its end, and say where its results are.
+
+    Raises:
+        RunFailed: the run failed, or somebody stopped it.
+        BackendError: the server stayed away; the run goes on.
+    """
+    logs = PodLogs(run_namespace(profile, api.multi_user()), run_id)
+    Follower(api, run_id, profile.name, step_names(profile), console, logs).follow()
+    for name, place in _places(profile, run_id).items():
+        console.print(f"{name + ':':10}{place}", soft_wrap=True, markup=False)
+
+
+def _places(profile: Profile, run_id: str) -> dict[str, str]:
+    kubeflow = kubeflow_of(profile)
+    places = {
+        "MLflow": f"{kubeflow.tracking_uri}   experiment {profile.name}, run {run_id}",
+    }
+    if kubeflow.serving is None:
+        return places
+    name, namespace = profile.serve.name, kubeflow.serving.namespace
+    look = f"kubectl get inferenceservice {name} --namespace {namespace}"
     try:
-        token = os.environ.get("KFP_TOKEN")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        reply = httpx.get(url, headers=headers, timeout=10, follow_redirects=True)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise BackendError(
-            f"no Kubeflow Pipelines server answers at {host} ({error}).\n{ADVICE}"
-        ) from None
-    if reply.status_code in (401, 403):
-        raise BackendError(
-            f"the Kubeflow Pipelines server at {host} wants credentials ({reply.status_code}); "
-            "give a token in KFP_TOKEN"
-        )
-    if reply.status_code != 200:
-        raise BackendError(
-            f"{url} answers {reply.status_code}, so {host} is no Kubeflow Pipelines server.\n"
-            f"{ADVICE}"
-        )
+        from toolwise.serving.kubernetes_api import InferenceServices
 
-
-def _said(error: kfp_server_api.ApiException) -> str:
-    body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body
-    return (body or "nothing more").strip()[:500]
+        found = InferenceServices(namespace).get(name)
+    except ToolwiseError:
+        return {**places, "Endpoint": look}
+    url = (found or {}).get("status", {}).get("url")
+    return {**places, "Endpoint": f"{url}/openai/v1" if url else f"none is there ({look})"}

@@ -21,6 +21,7 @@ from toolwise.errors import InputError, ToolwiseError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from pipelines.submission.api import PipelinesApi
     from toolwise.events import EventSink
     from toolwise.profile import Profile
     from toolwise.promotion.registry import Registry
@@ -37,6 +38,14 @@ ProfileOption = Annotated[
 ]
 SeedOption = Annotated[
     int | None, typer.Option(min=0, max=2**31 - 1, help="Seed; the profile's own by default.")
+]
+HostOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="KFP_HOST",
+        help="Address of the Kubeflow Pipelines server; found in the cluster or by kubectl, "
+        "if not given.",
+    ),
 ]
 RunFolderOption = Annotated[
     Path | None, typer.Option("--run-dir", help="Folder of the run; runs/<profile> by default.")
@@ -144,19 +153,103 @@ def _estimate(profile: Profile) -> None:
 def submit(
     profile: ProfileOption = "qwen3-vl-8b",
     seed: SeedOption = None,
-    host: Annotated[
-        str | None,
-        typer.Option(envvar="KFP_HOST", help="Address of the Kubeflow Pipelines server."),
-    ] = None,
+    host: HostOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Compile and check the cluster; submit nothing.")
+    ] = False,
+    follow: Annotated[bool, typer.Option(help="Stay until the run has ended.")] = True,
+    skip_preflight: Annotated[
+        bool, typer.Option("--skip-preflight", help="Do not check the cluster first.")
+    ] = False,
 ) -> None:
-    """Submit the pipeline to a Kubeflow Pipelines server."""
-    from pipelines.submit import submit_pipeline
+    """Submit the pipeline to a Kubeflow Pipelines server, and follow the run.
+
+    KFP_TOKEN, KFP_COOKIE, or KFP_USERNAME and KFP_PASSWORD sign in (docs/operating.md).
+    """
+    from pipelines.metis import compile_pipeline
+    from pipelines.submission.following import how_to_go_on
+    from pipelines.submit import kubeflow_of, open_server, submit_pipeline
     from toolwise.profile import load_profile
 
     settings = load_profile(profile)
+    kubeflow_of(settings)
     _estimate(settings)
-    submitted = submit_pipeline(settings, settings.seed if seed is None else seed, host)
-    stdout.print(f"Submitted {submitted.name}; follow it at {submitted.link}", soft_wrap=True)
+    if dry_run:
+        path = Path("build") / f"metis-{settings.name}.yaml"
+        compile_pipeline(settings, path)
+        stdout.print(f"Wrote {path}", soft_wrap=True)
+    if not skip_preflight:
+        _preflight(settings)
+    if dry_run:
+        stdout.print("Nothing was submitted")
+        return
+    with open_server(host) as api:
+        submitted = submit_pipeline(settings, settings.seed if seed is None else seed, api)
+        stdout.print(f"Submitted {submitted.name}: {submitted.link}", soft_wrap=True)
+        if follow:
+            _follow(settings, submitted.run_id, api)
+        else:
+            stdout.print(how_to_go_on(submitted.run_id, settings.name), soft_wrap=True)
+
+
+@app.command("follow", rich_help_panel=RUN)
+def follow_(
+    run_id: Annotated[str, typer.Argument(help="Id of a submitted run.")],
+    profile: ProfileOption = "qwen3-vl-8b",
+    host: HostOption = None,
+) -> None:
+    """Follow a submitted run to its end."""
+    from pipelines.submit import kubeflow_of, link_of, open_server
+    from toolwise.profile import load_profile
+
+    settings = load_profile(profile)
+    kubeflow_of(settings)
+    with open_server(host) as api:
+        stdout.print(f"Following {link_of(api.server, run_id)}", soft_wrap=True)
+        _follow(settings, run_id, api)
+
+
+def _follow(profile: Profile, run_id: str, api: PipelinesApi) -> None:
+    """Follow a run; Ctrl-C leaves it going."""
+    from pipelines.submission.following import how_to_go_on
+    from pipelines.submit import follow_run
+
+    try:
+        follow_run(profile, run_id, api, stdout)
+    except KeyboardInterrupt:
+        stdout.print(how_to_go_on(run_id, profile.name), soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+@app.command(rich_help_panel=RUN)
+def preflight(profile: ProfileOption = "qwen3-vl-8b") -> None:
+    """Check that the cluster has what a profile needs, and say how to mend what it lacks."""
+    from pipelines.submit import kubeflow_of
+    from toolwise.profile import load_profile
+
+    settings = load_profile(profile)
+    kubeflow_of(settings)
+    if not _preflight(settings):
+        raise typer.Exit(1)
+
+
+def _preflight(profile: Profile) -> bool:
+    """Check the cluster, where there is one to ask; raises `InputError` where something lacks."""
+    from pipelines.preflight import Unreachable, check, print_findings
+
+    try:
+        findings = check(profile)
+    except Unreachable as why:
+        stderr.print(Text(f"Preflight skipped: {why}", style="yellow"), soft_wrap=True)
+        return False
+    print_findings(findings, stdout)
+    missing = [finding.what for finding in findings if finding.verdict == "missing"]
+    if missing:
+        raise InputError(
+            f"the cluster lacks {len(missing)} of what profile {profile.name} needs: "
+            f"{', '.join(missing)}"
+        )
+    return True
 
 
 @app.command(rich_help_panel=RUN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from toolwise.curation.rl import RlCurationSettings
 from toolwise.curation.sft import SftCurationSettings
 from toolwise.errors import InputError
-from toolwise.evaluation.runner import EvaluationSettings
+from toolwise.evaluation.settings import EvaluationSettings
 from toolwise.preparation import PublishedData
 from toolwise.promotion.policy import GatePolicy
 from toolwise.serving.cluster import ClusterSettings, DeploymentSettings
@@ -58,17 +58,47 @@ class BaseModelSettings(BaseModel):
         return self
 
 
+class Toleration(BaseModel):
+    """A taint of nodes that pods put up with, as Kubernetes has it; without a key, every one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+    @model_validator(mode="after")
+    def _can_match(self) -> Self:
+        if (self.operator == "Equal") != (self.value is not None) or not (
+            self.key or self.operator == "Exists"
+        ):
+            raise ValueError("`Equal` takes a key and a value, `Exists` takes no value")
+        return self
+
+
 class KubeflowSettings(BaseModel):
     """What a Kubeflow Pipelines server needs to run the steps as pods.
 
     Args:
-        image: image of the steps' containers, with its tag.
+        image: image of the steps that run a model, with its tag.
+        operator_image: image of the other steps, without torch; by default the same.
+        image_pull_secret: Kubernetes secret that pulls the images, where the registry asks for one.
+        namespace: where the pods run on a server with several users; one for a single user runs
+            them where it is itself.
+        service_account: whose rights the steps have; the server's own choice without it.
         tracking_uri: MLflow server, as pods reach it.
+        sandbox: server that runs the model's code (`toolwise.tools.server`), as pods reach it;
+            without one, each pod does, if it may make namespaces.
         accelerator: resource name of the GPUs.
-        accelerators: GPUs of each step that runs a model.
+        accelerators: GPUs of each step that runs a model; an evaluation takes one per process.
         cpu, memory: limits of each step that runs a model.
+        shared_memory: size of `/dev/shm` there, through which processes exchange tensors; a part
+            of `memory`.
+        node_selector, tolerations: labels and taints of the nodes these steps run on.
         secret: Kubernetes secret with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
-            `AWS_ENDPOINT_URL_S3`, and with `SERPER_API_KEY` where `search` asks Serper.
+            `AWS_ENDPOINT_URL_S3`, with `SERPER_API_KEY` where `search` asks Serper, and with the
+            key that `judge` names; `HF_TOKEN` is used where it is there.
         exchange: `s3://…` prefix through which a training step hands its inputs to the `TrainJob`
             it starts and gets the checkpoint back; without one it trains in its own pod.
         vllm_image: image of the vLLM server beside the trainer, where `hardware` asks for one.
@@ -78,11 +108,19 @@ class KubeflowSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: str
+    operator_image: str | None = None
+    image_pull_secret: str | None = None
+    namespace: str = "toolwise"
+    service_account: str | None = None
     tracking_uri: str
+    sandbox: str | None = Field(default=None, pattern=r"^https?://[^/]")
     accelerator: str = "nvidia.com/gpu"
     accelerators: int = Field(default=8, ge=0)
     cpu: str = "32"
     memory: str = "256Gi"
+    shared_memory: str = "16Gi"
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = ()
     secret: str = "toolwise-storage"
     exchange: str | None = Field(default=None, pattern=r"^s3://[^/]+/.+")
     vllm_image: str | None = None
@@ -144,6 +182,14 @@ class Profile(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _sandbox_to_be_had(self) -> Self:
+        if self.kubeflow is not None and self.kubeflow.sandbox is None:
+            for name in _SECTIONS.values():
+                if getattr(getattr(self, name), "isolation", None) == "gvisor":
+                    raise ValueError(f"{name}.isolation `gvisor` needs kubeflow.sandbox")
+        return self
+
+    @model_validator(mode="after")
     def _same_everywhere(self) -> Self:
         """Search tools and hardware as the profile has them, where a step has none of its own."""
         shared = {"search": self.search, "hardware": self.hardware}
@@ -166,6 +212,8 @@ class Profile(BaseModel):
     def deployment(self) -> DeploymentSettings:
         """What is served, and where."""
         cluster = self.kubeflow.serving if self.kubeflow else None
+        if cluster and self.kubeflow and cluster.sandbox is None:
+            cluster = cluster.model_copy(update={"sandbox": self.kubeflow.sandbox})
         return DeploymentSettings(serve=self.serve, cluster=cluster)
 
 

@@ -21,7 +21,8 @@ from toolwise.data import Task
 from toolwise.data.parquet import write_tasks
 from toolwise.errors import BackendError, InputError
 from toolwise.evaluation.metrics import RolloutScore, read_scores
-from toolwise.evaluation.runner import EvaluationSettings, evaluate, plan_single
+from toolwise.evaluation.plan import plan_single
+from toolwise.evaluation.runner import EvaluationSettings, evaluate
 
 SETTINGS = EvaluationSettings(samples=1, counterfactual_samples=2, isolation="bubblewrap")
 ANSWERS = 4

@@ -1,104 +1,50 @@
-"""Submitting speaks the Kubeflow Pipelines API, and says what is missing when it cannot."""
+"""Submitting finds the server, signs in, speaks the Pipelines API, and says what is missing."""
 
 import json
+import os
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import Result
+from pipelines_server import PASSWORD, USER, Pipelines, PipelinesServer, run, task
+from typer.testing import CliRunner
 
-from pipelines.submit import submit_pipeline
+from pipelines.submission.api import NotSignedIn, PipelinesApi, ServerAway
+from pipelines.submission.authentication import Cookie, credentials
+from pipelines.submission.server import Server, find_server
+from pipelines.submit import open_server, submit_pipeline
+from toolwise.cli import app
 from toolwise.errors import BackendError, InputError
 from toolwise.profile import load_profile
 
-
-class PipelineServer(ThreadingHTTPServer):
-    """Answers the calls of one submission as the v2beta1 API does, and remembers them."""
-
-    def __init__(self, known_pipeline: bool, versions: tuple[str, ...] = ()) -> None:
-        super().__init__(("127.0.0.1", 0), _Api)
-        self.known_pipeline = known_pipeline
-        self.versions = list(versions)
-        self.calls: list[tuple[str, str, bytes]] = []
-        self.refuse = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def body_of(self, method: str, path: str) -> bytes:
-        return next(body for m, p, body in self.calls if (m, p) == (method, path))
+Serve = Callable[[Pipelines], PipelinesServer]
 
 
-class _Api(BaseHTTPRequestHandler):
-    server: PipelineServer
-
-    def do_GET(self) -> None:
-        self._answer("GET")
-
-    def do_POST(self) -> None:
-        self._answer("POST")
-
-    def _answer(self, method: str) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = urlsplit(self.path).path.removeprefix("/apis/v2beta1")
-        self.server.calls.append((method, path, body))
-        if self.server.refuse and path != "/healthz":
-            self._reply(403, {"error": "not in this namespace"})
-            return
-        pipeline = {"pipeline_id": "p1", "display_name": "metis-qwen3-vl-8b"}
-        match method, path:
-            case "GET", "/healthz":
-                self._reply(200, {"multi_user": False})
-            case "GET", "/pipelines":
-                self._reply(200, {"pipelines": [pipeline] if self.server.known_pipeline else None})
-            case "POST", "/pipelines/upload":
-                self._reply(200, pipeline)
-            case "GET", "/pipelines/p1/versions":
-                found = [
-                    {"pipeline_version_id": f"v-{name}", "display_name": name, "pipeline_id": "p1"}
-                    for name in self.server.versions
-                ]
-                self._reply(200, {"pipeline_versions": found})
-            case "POST", "/pipelines/upload_version":
-                self._reply(200, {"pipeline_version_id": "v1", "pipeline_id": "p1"})
-            case "GET", "/experiments":
-                self._reply(200, {"experiments": []})
-            case "POST", "/experiments":
-                self._reply(200, {"experiment_id": "e1", "display_name": "qwen3-vl-8b"})
-            case "POST", "/runs":
-                self._reply(200, {"run_id": "r1"})
-            case _:
-                self._reply(404, {"error": f"{method} {path}"})
-
-    def _reply(self, status: int, body: dict) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith(("KFP_", "KF_", "KUBE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
 
 
 @pytest.fixture
-def serve():
-    servers: list[PipelineServer] = []
+def serve() -> Iterator[Serve]:
+    servers: list[PipelinesServer] = []
 
-    def start(known_pipeline: bool, versions: tuple[str, ...] = ()) -> PipelineServer:
-        server = PipelineServer(known_pipeline, versions)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return server
+    def start(state: Pipelines) -> PipelinesServer:
+        servers.append(PipelinesServer(state))
+        return servers[-1]
 
     yield start
     for server in servers:
-        server.shutdown()
-        server.server_close()
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -106,61 +52,226 @@ def profile():
     return load_profile("qwen3-vl-8b")
 
 
-def test_a_new_pipeline_is_uploaded_and_run_with_the_seed(serve, profile):
-    server = serve(known_pipeline=False)
-    submitted = submit_pipeline(profile, 3, server.url)
-    uploaded = server.body_of("POST", "/pipelines/upload").decode()
+def test_a_new_pipeline_is_uploaded_and_run_with_the_seed(serve: Serve, profile):
+    server = serve(Pipelines())
+    with open_server(server.url) as api:
+        submitted = submit_pipeline(profile, 3, api)
+    uploaded = server.state.body_of("POST", "/pipelines/upload").decode()
     document = re.search(r"\r\n\r\n(.*?)\r\n--", uploaded, re.DOTALL)
     assert document is not None
     spec = next(iter(yaml.safe_load_all(document[1])))
     assert spec["pipelineInfo"]["name"] == "metis-qwen3-vl-8b"
-    run = json.loads(server.body_of("POST", "/runs"))
-    assert run["experiment_id"] == "e1"
-    assert run["pipeline_version_reference"] == {
-        "pipeline_id": "p1",
-        "pipeline_version_id": "v1",
-    }
-    assert run["runtime_config"]["parameters"] == {"seed": 3}
+    body = json.loads(server.state.body_of("POST", "/runs"))
+    assert body["experiment_id"] == "e1"
+    assert body["pipeline_version_reference"] == {"pipeline_id": "p1", "pipeline_version_id": "v1"}
+    assert body["runtime_config"]["parameters"] == {"seed": 3}
+    assert body["service_account"] == "toolwise-pipeline"
+    experiment = json.loads(server.state.body_of("POST", "/experiments"))
+    assert experiment == {"display_name": "qwen3-vl-8b"}
     assert submitted.run_id == "r1"
     assert submitted.link == f"{server.url}/#/runs/details/r1"
 
 
-def test_the_same_pipeline_is_not_uploaded_twice(serve, profile):
-    server = serve(known_pipeline=True)
-    submit_pipeline(profile, 0, server.url)
-    body = server.body_of("POST", "/runs")
-    version = json.loads(body)["display_name"].split()[1]
+def test_the_same_pipeline_is_not_uploaded_twice(serve: Serve, profile):
+    first = serve(Pipelines(known_pipeline=True, multi_user=True))
+    with open_server(first.url) as api:
+        submit_pipeline(profile, 0, api)
+    version = json.loads(first.state.body_of("POST", "/runs"))["display_name"].split()[1]
+    experiment = json.loads(first.state.body_of("POST", "/experiments"))
+    assert experiment["namespace"] == "toolwise"
 
-    again = serve(known_pipeline=True, versions=(version,))
-    submit_pipeline(profile, 0, again.url)
-    assert not [path for _, path, _ in again.calls if "upload" in path]
-    run = json.loads(again.body_of("POST", "/runs"))
-    assert run["pipeline_version_reference"]["pipeline_version_id"] == f"v-{version}"
-
-
-def test_without_an_address_it_says_how_to_give_one(profile):
-    with pytest.raises(InputError, match=r"no server to submit to(.|\n)*KFP_HOST=http"):
-        submit_pipeline(profile, 0, None)
+    again = serve(Pipelines(known_pipeline=True, versions=(version,)))
+    with open_server(again.url) as api:
+        submit_pipeline(profile, 0, api)
+    assert not [path for _, path, _ in again.state.calls if "upload" in path]
+    body = json.loads(again.state.body_of("POST", "/runs"))
+    assert body["pipeline_version_reference"]["pipeline_version_id"] == f"v-{version}"
 
 
-def test_a_server_that_is_not_there_is_named_at_once(profile):
-    with pytest.raises(BackendError, match=r"no Kubeflow Pipelines server answers at http://127"):
-        submit_pipeline(profile, 0, "http://127.0.0.1:9")
+def test_a_server_that_is_not_there_or_is_another_one_is_named_at_once(serve: Serve):
+    with (
+        pytest.raises(ServerAway, match=r"no Kubeflow Pipelines server answers at http://127"),
+        open_server("http://127.0.0.1:9"),
+    ):
+        pass
+    server = serve(Pipelines())
+    with pytest.raises(BackendError, match="answers 404"), open_server(f"{server.url}/somewhere"):
+        pass
 
 
-def test_another_web_server_is_not_mistaken_for_kubeflow(serve, profile):
-    server = serve(known_pipeline=False)
-    with pytest.raises(BackendError, match="answers 404"):
-        submit_pipeline(profile, 0, f"{server.url}/somewhere")
+def test_a_refusal_carries_what_the_server_said(serve: Serve, profile):
+    server = serve(Pipelines(refuse=True))
+    with (
+        open_server(server.url) as api,
+        pytest.raises(BackendError, match=r"403(.|\n)*not in this namespace"),
+    ):
+        submit_pipeline(profile, 0, api)
 
 
-def test_a_refusal_carries_what_the_server_said(serve, profile):
-    server = serve(known_pipeline=False)
-    server.refuse = True
-    with pytest.raises(BackendError, match=r"403(.|\n)*not in this namespace"):
-        submit_pipeline(profile, 0, server.url)
+def test_a_token_a_cookie_and_a_projected_token_sign_in(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    server = serve(Pipelines(token="right"))
+    with pytest.raises(NotSignedIn, match=r"no credentials \(401\)"), open_server(server.url):
+        pass
+    monkeypatch.setenv("KFP_TOKEN", "wrong")
+    with pytest.raises(NotSignedIn, match=r"KFP_TOKEN \(401\)"), open_server(server.url):
+        pass
+    monkeypatch.setenv("KFP_TOKEN", "right")
+    with open_server(server.url):
+        pass
+    monkeypatch.delenv("KFP_TOKEN")
+    file = tmp_path / "token"
+    file.write_text("right\n")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(file))
+    with open_server(server.url) as api:
+        server.state.token = "rotated"
+        file.write_text("rotated")
+        assert api.multi_user() is False
+        server.state.token = "and gone"
+        with pytest.raises(NotSignedIn, match=r"service-account token \(401\)"):
+            api.multi_user()
+
+    dex = serve(Pipelines(sessions={"mine"}))
+    cookie = PipelinesApi(Server(dex.url, ""), Cookie("oauth2_proxy_kubeflow=mine"))
+    assert cookie.multi_user() is False
+    assert dex.state.sessions is not None
+    dex.state.sessions.clear()
+    with pytest.raises(NotSignedIn, match=r"KFP_COOKIE \(403\)(.|\n)*KFP_COOKIE="):
+        cookie.multi_user()
+
+
+def test_a_user_signs_in_at_dex_and_again_when_the_session_has_expired(serve: Serve):
+    server = serve(Pipelines(sessions=set()))
+    login = {"KFP_USERNAME": USER, "KFP_PASSWORD": PASSWORD}
+    api = PipelinesApi(Server(server.url, ""), credentials(server.url, login))
+    assert api.multi_user() is False
+    assert server.state.sessions == {"session-1"}
+    server.state.sessions.clear()
+    assert api.multi_user() is False
+    assert server.state.sessions == {"session-2"}
+    wrong = credentials(server.url, {**login, "KFP_PASSWORD": "guess"})
+    with pytest.raises(InputError, match=f"does not take KFP_USERNAME={USER}"):
+        wrong.headers()
+    with pytest.raises(InputError, match="without KFP_PASSWORD"):
+        credentials(server.url, {"KFP_USERNAME": USER})
+    assert "guess" not in repr(wrong)
+    open_to_all = serve(Pipelines())
+    with pytest.raises(BackendError, match="no form of Dex"):
+        credentials(open_to_all.url, login).headers()
+
+
+KUBECTL = """#!/bin/sh
+echo "$@" >> {log}
+[ -e {broken} ] && echo 'error: services "ml-pipeline-ui" not found' >&2 && exit 1
+echo "Forwarding from 127.0.0.1:{port} -> 3000"
+exec sleep 1000
+"""
+
+
+def test_without_an_address_the_server_is_found_in_the_cluster_or_by_kubectl(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(InputError, match=r"no server to submit to(.|\n)*KFP_HOST="),
+        find_server(None),
+    ):
+        pass
+    server = serve(Pipelines())
+    kubectl, log, broken = tmp_path / "kubectl", tmp_path / "log", tmp_path / "broken"
+    kubectl.write_text(KUBECTL.format(log=log, broken=broken, port=server.port))
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
+    with find_server(None) as found:
+        assert found.url == server.url
+        assert log.read_text() == "port-forward --namespace kubeflow service/ml-pipeline-ui :80\n"
+        first = found.forward
+        assert first is not None
+        found.revive()
+        assert found.forward is first
+        first.kill()
+        first.wait()
+        found.revive()
+        second = found.forward
+        assert second is not None
+        assert second.poll() is None
+    assert second.poll() is not None
+    broken.touch()
+    with pytest.raises(BackendError, match='"ml-pipeline-ui" not found'), find_server(None):
+        pass
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with find_server(None) as found:
+        assert found.url == "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
+    with find_server("http://named/") as found:
+        assert found.url == "http://named"
+
+
+def toolwise(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_a_submitted_run_is_followed_and_ends_with_where_its_results_are(serve: Serve):
+    server = serve(Pipelines(runs=[run("SUCCEEDED", task("promote", "SUCCEEDED", 1, 4))]))
+    result = toolwise("submit", "--host", server.url)
+    output = result.output
+    assert result.exit_code == 0, output
+    assert "Preflight skipped: no cluster is configured here" in output
+    assert f"{server.url}/#/runs/details/r1" in output
+    assert "promote: done in 3s" in output
+    assert "http://toolwise-mlflow.toolwise.svc:5000   experiment qwen3-vl-8b, run r1" in output
+    assert "kubectl get inferenceservice metis --namespace toolwise" in output
+
+
+def test_a_failed_run_fails_the_command_with_the_reason(serve: Serve):
+    failing = run("FAILED", task("train-sft", "FAILED", 1, 4, "out of memory"), error="it failed")
+    server = serve(Pipelines(runs=[failing]))
+    result = toolwise("follow", "r1", "--host", server.url)
+    assert result.exit_code == 1
+    assert "run r1 failed\nit failed\ntrain-sft failed: out of memory" in result.output
+
+
+def test_a_dry_run_submits_nothing_and_a_run_can_be_left_alone(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    server = serve(Pipelines())
+    dry = toolwise("submit", "--dry-run", "--host", server.url)
+    assert dry.exit_code == 0, dry.output
+    assert "Nothing was submitted" in dry.output
+    assert (tmp_path / "build" / "metis-qwen3-vl-8b.yaml").exists()
+    assert server.state.calls == []
+    left = toolwise("submit", "--no-follow", "--skip-preflight", "--host", server.url)
+    assert left.exit_code == 0, left.output
+    assert "toolwise follow r1 --profile qwen3-vl-8b" in left.output
+    assert ("GET", "/runs/r1") not in [(method, path) for method, path, _ in server.state.calls]
 
 
 def test_a_local_profile_is_not_submitted():
-    with pytest.raises(InputError, match="'demo' has no section `kubeflow`"):
-        submit_pipeline(load_profile("demo"), 0, "http://127.0.0.1:9")
+    result = toolwise("submit", "--profile", "demo", "--host", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "'demo' has no section `kubeflow`" in result.output
+
+
+def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it_again(serve: Serve):
+    server = serve(Pipelines(runs=[run("RUNNING", task("train-sft", "RUNNING"))]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toolwise.cli", "follow", "r1", "--host", server.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # Whoever runs the tests in the background has Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "train-sft: started" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert "The run goes on" in rest
+    assert "toolwise follow r1 --profile qwen3-vl-8b" in rest
+    assert {method for method, _, _ in server.state.calls} == {"GET"}

@@ -106,8 +106,9 @@ def score(rollout: Rollout, mode: Mode, sample: int, graded: Graded | None = Non
         tool_calls=rollout.tool_calls,
         tool_errors=sum(call.result.is_error for call in rollout.calls),
         completion_tokens=rollout.completion_tokens,
-        seconds=rollout.model_seconds + rollout.tool_seconds,
-        tool_seconds=rollout.tool_seconds,
+        # Also where there were none: what is read back from JSON is a float.
+        seconds=float(rollout.model_seconds + rollout.tool_seconds),
+        tool_seconds=float(rollout.tool_seconds),
         answer=graded.answer,
         scored_by=graded.by,
     )

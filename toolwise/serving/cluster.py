@@ -21,6 +21,8 @@ class ClusterSettings(BaseModel):
         replicas: smallest and largest number of replicas of each part.
         secret: Kubernetes secret with the S3 credentials that fetch the corpus, and with
             `SERPER_API_KEY` where the agent's search asks Serper.
+        sandbox: server that runs the model's code (`toolwise.tools.server`); by default the
+            profile's, and without one the agent's own pod.
         keys_secret: Kubernetes secret with the file of API keys that `serve.keys` names.
         ready_seconds: how long the service may take to become ready.
     """
@@ -37,6 +39,7 @@ class ClusterSettings(BaseModel):
     context_tokens: int = Field(default=16384, ge=1)
     replicas: tuple[int, int] = (1, 1)
     secret: str = "toolwise-storage"
+    sandbox: str | None = Field(default=None, pattern=r"^https?://[^/]")
     keys_secret: str | None = None
     ready_seconds: int = Field(default=1800, ge=1)
 

@@ -17,9 +17,10 @@ from kserve import (
 from kubernetes import client as k8s
 
 from toolwise.errors import InputError
+from toolwise.pod_security import USER, restricted_container, restricted_pod
 from toolwise.serving.cluster import ClusterSettings
 from toolwise.serving.settings import ServingSettings
-from toolwise.tools.sandbox.contract import Isolation
+from toolwise.tools.sandbox import SANDBOX_VARIABLE, Isolation
 
 PORT = 8080
 STORAGE = ("s3", "gs", "hf", "pvc", "oci")
@@ -71,6 +72,8 @@ def _predictor(
         min_replicas=cluster.replicas[0],
         max_replicas=cluster.replicas[1],
         service_account_name=cluster.service_account,
+        automount_service_account_token=False,
+        security_context=restricted_pod(),
         timeout=serving.request_seconds,
         model=V1beta1ModelSpec(
             model_format=V1beta1ModelFormat(name="huggingface"),
@@ -99,7 +102,11 @@ def _agent(
     if corpus_uri is not None:
         args.append(f"--corpus={corpus_uri}")
         keys += _S3_KEYS if corpus_uri.startswith("s3://") else ()
+    # The corpus and its index are kept under HOME, and the image cannot be written to.
+    plain = {"HOME": "/tmp"} | ({SANDBOX_VARIABLE: cluster.sandbox} if cluster.sandbox else {})
     volumes, mounts = _keys_file(serving, cluster)
+    volumes.append(k8s.V1Volume(name="tmp", empty_dir=k8s.V1EmptyDirVolumeSource()))
+    mounts.append(k8s.V1VolumeMount(name="tmp", mount_path="/tmp"))
     ready = k8s.V1Probe(
         http_get=k8s.V1HTTPGetAction(path=f"/v1/models/{serving.name}", port=PORT),
         period_seconds=5,
@@ -110,18 +117,17 @@ def _agent(
         image=cluster.image,
         command=["python", "-m", "toolwise.serving"],
         args=args,
-        env=[_secret_variable(cluster.secret, key) for key in keys] or None,
-        volume_mounts=mounts or None,
+        env=[
+            *(k8s.V1EnvVar(name=name, value=value) for name, value in plain.items()),
+            *(_secret_variable(cluster.secret, key) for key in keys),
+        ],
+        volume_mounts=mounts,
         ports=[k8s.V1ContainerPort(container_port=PORT, protocol="TCP")],
         readiness_probe=ready,
         resources=k8s.V1ResourceRequirements(
             requests={"cpu": "1", "memory": "2Gi"}, limits={"cpu": "4", "memory": "4Gi"}
         ),
-        security_context=k8s.V1SecurityContext(
-            run_as_non_root=True,
-            allow_privilege_escalation=False,
-            capabilities=k8s.V1Capabilities(drop=["ALL"]),
-        ),
+        security_context=restricted_container(),
     )
     return V1beta1TransformerSpec(
         min_replicas=cluster.replicas[0],
@@ -131,7 +137,8 @@ def _agent(
         runtime_class_name="gvisor" if serving.isolation is Isolation.GVISOR else None,
         service_account_name=cluster.service_account,
         automount_service_account_token=False,
-        volumes=volumes or None,
+        security_context=restricted_pod(USER),
+        volumes=volumes,
         containers=[container],
     )
 

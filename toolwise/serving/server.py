@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -177,6 +178,12 @@ def _settings(options: argparse.Namespace) -> ServingSettings:
 
 def _source(options: argparse.Namespace) -> Path | Upstream:
     if options.model_dir:
+        if find_spec("torch") is None:
+            raise InputError(
+                f"--model-dir {options.model_dir}: torch, which it takes to run a model in this "
+                "process, is not installed. Install toolwise[serve], or name a server of the "
+                "model with --upstream"
+            )
         return local_copy(options.model_dir)
     url = options.upstream
     if options.predictor_host:

@@ -1,6 +1,13 @@
 """The steps of a run, as the pipeline and the command line start them."""
 
-from toolwise.steps.functions import STEPS, finish_run, headline_metrics, promoted, run_step
+from toolwise.steps.functions import (
+    STEPS,
+    finish_run,
+    headline_metrics,
+    promoted,
+    run_answers,
+    run_step,
+)
 from toolwise.steps.running import (
     RUN_VARIABLE,
     WORK_VARIABLE,
@@ -21,5 +28,6 @@ __all__ = [
     "headline_metrics",
     "perform",
     "promoted",
+    "run_answers",
     "run_step",
 ]

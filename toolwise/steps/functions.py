@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 RUN_ID_FILE = "mlflow_run"
 """File of an evaluation with the id of the MLflow run that holds it, for the registry."""
 
+ANSWERS = "answers"
+"""How the names of an evaluation's inputs begin that hold the answers to one benchmark each."""
+
 Outputs = dict[str, Path]
 """Where each output of a step stands, by name."""
 
@@ -154,21 +157,44 @@ def train_hdpo(step: Step) -> Outputs:
     return {"checkpoint": checkpoint}
 
 
-def evaluate(step: Step) -> Outputs:
-    """Measure a checkpoint with and without tools."""
-    from toolwise.evaluation.runner import EvaluationSettings
-    from toolwise.evaluation.runner import evaluate as measure
+def answer(step: Step, source: str) -> Outputs:
+    """Give a checkpoint's answers to one benchmark's items."""
+    from toolwise.evaluation.runner import EvaluationSettings, answer_source
 
-    folder = step.folder / "evaluation"
-    measure(
+    answers = step.folder / "answers.jsonl"
+    answer_source(
         step.path("model"),
         step.path("benchmark"),
         step.path("corpus"),
-        folder,
+        answers,
         step.settings_as(EvaluationSettings),
         seed=step.seed,
+        source=source,
         progress=step.events.progress,
     )
+    return {"answers": answers}
+
+
+def evaluate(step: Step) -> Outputs:
+    """Measure a checkpoint with and without tools, by answers given before or from nothing."""
+    from toolwise.evaluation.runner import EvaluationSettings, gather
+    from toolwise.evaluation.runner import evaluate as measure
+
+    folder = step.folder / "evaluation"
+    settings = step.settings_as(EvaluationSettings)
+    answers = [path for name, path in step.inputs.items() if name.startswith(ANSWERS)]
+    if answers:
+        gather(answers, step.path("benchmark"), folder, settings, step.seed)
+    else:
+        measure(
+            step.path("model"),
+            step.path("benchmark"),
+            step.path("corpus"),
+            folder,
+            settings,
+            seed=step.seed,
+            progress=step.events.progress,
+        )
     stage = step.label.removeprefix("evaluate ")
     step.run.evaluation(stage, folder, step.path("benchmark"), step.path("model"))
     (folder / RUN_ID_FILE).write_text(step.run.run_id)
@@ -332,6 +358,22 @@ def run_step(
     label = f"{name} {stage}".rstrip()
     again = again or name in ALWAYS_DONE_AGAIN
     return perform(STEPS[name], label, settings, seed, inputs, again=again, sink=sink)
+
+
+def run_answers(
+    settings: str, seed: int, *, stage: str, source: str, **inputs: str
+) -> FinishedStep:
+    """Run one benchmark's share of an evaluation; see `run_step`.
+
+    Args:
+        settings: section `evaluate` of the profile, as JSON.
+        seed: the run's seed.
+        stage: the checkpoint that answers.
+        source: the benchmark.
+        inputs: paths by input name.
+    """
+    label = f"answer {stage} {source}"
+    return perform(partial(answer, source=source), label, settings, seed, inputs)
 
 
 def finish_run(*, succeeded: bool, reason: str = "") -> None:

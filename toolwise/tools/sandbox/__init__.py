@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from toolwise.errors import InputError
 from toolwise.tools.sandbox.contract import (
     DEFAULT_LIMITS,
@@ -11,8 +13,12 @@ from toolwise.tools.sandbox.contract import (
     SandboxSession,
 )
 
+SANDBOX_VARIABLE = "TOOLWISE_SANDBOX"
+"""Environment variable with the address of the sandbox server that a pod uses."""
+
 __all__ = [
     "DEFAULT_LIMITS",
+    "SANDBOX_VARIABLE",
     "Isolation",
     "Sandbox",
     "SandboxLimits",
@@ -33,7 +39,8 @@ def open_sandbox(
         isolation: `none`, `bubblewrap` or `gvisor`.
         workers: sandboxes kept warm on this machine.
         limits: bounds on a session on this machine; a server has its own.
-        url: a sandbox server (`toolwise.tools.server`) to use instead of this machine.
+        url: a sandbox server (`toolwise.tools.server`) to use instead of this machine; by default
+            the one that `TOOLWISE_SANDBOX` names, if any.
 
     Raises:
         InputError: no such level, or `gvisor` without a server.
@@ -44,12 +51,16 @@ def open_sandbox(
     except ValueError:
         levels = ", ".join(Isolation)
         raise InputError(f"isolation {isolation!r}: there are {levels} (weakest first)") from None
-    if url is not None:
+    url = url or os.environ.get(SANDBOX_VARIABLE)
+    if url:
         from toolwise.tools.sandbox.remote import RemoteSandbox
 
         return RemoteSandbox(url, lowest)
     if lowest is Isolation.GVISOR:
-        raise InputError("isolation 'gvisor' needs the address of a sandbox server (sandbox_url)")
+        raise InputError(
+            "isolation 'gvisor' needs the address of a sandbox server, in the profile's "
+            f"kubeflow.sandbox or in {SANDBOX_VARIABLE}"
+        )
     from toolwise.tools.sandbox.local import LocalSandbox  # imports PIL
 
     return LocalSandbox(lowest, workers, limits)

@@ -22,6 +22,7 @@ class Cluster(BaseModel):
         secret: Kubernetes secret with `secret_keys`.
         secret_keys: environment variables taken from it.
         vllm_image: of the vLLM server.
+        sandbox: server that runs the model's code.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +35,7 @@ class Cluster(BaseModel):
     secret: str
     secret_keys: tuple[str, ...]
     vllm_image: str | None = None
+    sandbox: str | None = None
 
     @classmethod
     def of_environment(cls) -> Self | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from toolwise.training.hardware import GPUS
+from toolwise.training.hardware import GPUS, Gpu
 from toolwise.training.launcher.memory import HALF, processes
 from toolwise.training.launcher.shape import ModelShape
 from toolwise.training.settings import HdpoSettings, SftSettings
@@ -72,7 +72,7 @@ def duration(
     # Forward, forward again where activations are recomputed, and backward: by the inputs, and by
     # the weights, which adapters do without.
     passes = 3 if settings.lora else 4
-    work = rows * tokens * passes * _operations(shape, tokens)
+    work = rows * tokens * passes * token_operations(shape, tokens)
     update = work / (trainers * GPUS[hardware.gpu].flops * UTILISATION)
     return Duration(seconds, update, settings.steps, trainers + servers)
 
@@ -94,24 +94,35 @@ def _rollout_seconds(
     assert hardware is not None
     gpu, spread = GPUS[hardware.gpu], hardware.vllm_gpus
     written = tokens * WRITTEN
-
-    def token_seconds(running: float) -> float:
-        moved = shape.parameters * HALF + running * shape.cache_bytes() * tokens / 2
-        computed = running * _operations(shape, tokens)
-        return max(
-            moved / (spread * gpu.bandwidth * MEMORY_UTILISATION),
-            computed / (spread * gpu.flops * UTILISATION),
-        )
-
     running = min(rollouts, MAX_RUNNING, max(1.0, cached_conversations(shape, settings, tokens)))
-    writing = rollouts / running * written * token_seconds(running)
-    reading = rollouts * (tokens - written) * _operations(shape, tokens)
+    writing = rollouts / running * written * token_seconds(shape, gpu, running, tokens, spread)
+    reading = rollouts * (tokens - written) * token_operations(shape, tokens)
     # The last conversation to end is the longest, and may run alone.
-    longest = hardware.context_tokens * WRITTEN * token_seconds(1)
+    longest = hardware.context_tokens * WRITTEN * token_seconds(shape, gpu, 1, tokens, spread)
     return max(writing, longest) + reading / (spread * gpu.flops * UTILISATION)
 
 
-def _operations(shape: ModelShape, tokens: float) -> float:
+def token_seconds(
+    shape: ModelShape, gpu: Gpu, running: float, tokens: float, spread: int = 1
+) -> float:
+    """How long vLLM takes to write one more token in every conversation it works on.
+
+    Args:
+        shape: of the model.
+        gpu: the kind it runs on.
+        running: conversations at once.
+        tokens: their length in the end.
+        spread: GPUs the model is spread over.
+    """
+    moved = shape.parameters * HALF + running * shape.cache_bytes() * tokens / 2
+    computed = running * token_operations(shape, tokens)
+    return max(
+        moved / (spread * gpu.bandwidth * MEMORY_UTILISATION),
+        computed / (spread * gpu.flops * UTILISATION),
+    )
+
+
+def token_operations(shape: ModelShape, tokens: float) -> float:
     """Operations of a token's forward pass, attention to half the conversation included."""
     text = shape.text_config
     weights = shape.parameters - (0 if shape.tie_word_embeddings else text.embedding)

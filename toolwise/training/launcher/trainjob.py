@@ -9,6 +9,7 @@ from typing import Any
 from kubeflow_trainer_api import models
 from pydantic import BaseModel, ConfigDict
 
+from toolwise.tools.sandbox import SANDBOX_VARIABLE
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher.cluster import Cluster
 
@@ -66,7 +67,7 @@ def train_job(
         server: address of the vLLM server beside it.
     """
     environment = [
-        *(_variable(key, value) for key, value in _plain(server).items()),
+        *(_variable(key, value) for key, value in _plain(server, cluster.sandbox).items()),
         *(_secret_variable(cluster.secret, key) for key in cluster.secret_keys),
     ]
     resources = {
@@ -100,14 +101,15 @@ def train_job(
     )
 
 
-def _plain(server: str | None) -> dict[str, str]:
+def _plain(server: str | None, sandbox: str | None) -> dict[str, str]:
     """Environment of a trainer: what it fetches and what it keeps stands on the volume."""
     here = {
         "TOOLWISE_WORK": f"{VOLUME}/work",
         "TOOLWISE_CACHE": f"{VOLUME}/cache",
         "PYTHONUNBUFFERED": "1",
     }
-    return here | ({SERVER_VARIABLE: server} if server else {})
+    beside = {SERVER_VARIABLE: server, SANDBOX_VARIABLE: sandbox}
+    return here | {name: address for name, address in beside.items() if address}
 
 
 def _quantities(amounts: dict[str, str]) -> Any:

@@ -11,10 +11,12 @@ from typing import Any
 
 from kubernetes import client as k8s
 
+from toolwise.pod_security import USER, restricted_container, restricted_pod
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher.cluster import Cluster
 
 PORT = 8000
+_FETCHING = {"cpu": "2", "memory": "4Gi"}
 _FETCH = (
     "import shutil, sys; from toolwise.storage import local_copy; "
     "shutil.copytree(local_copy(sys.argv[1]), '/model', dirs_exist_ok=True)"
@@ -79,38 +81,47 @@ def server_objects(
         cluster.accelerator: str(hardware.vllm_gpus),
     }
     folder = k8s.V1VolumeMount(name="model", mount_path="/model")
+    tmp = k8s.V1VolumeMount(name="tmp", mount_path="/tmp")
+    # What is compiled and fetched goes under HOME, for the images cannot be written to.
+    home = k8s.V1EnvVar(name="HOME", value="/tmp")
     server = k8s.V1Container(
         name="vllm",
         image=cluster.vllm_image,
         command=server_command("/model", hardware),
         # Weights are handed over through endpoints that vLLM has in this mode only.
-        env=[k8s.V1EnvVar(name="VLLM_SERVER_DEV_MODE", value="1")],
+        env=[home, k8s.V1EnvVar(name="VLLM_SERVER_DEV_MODE", value="1")],
         ports=[k8s.V1ContainerPort(container_port=PORT)],
         readiness_probe=k8s.V1Probe(
             http_get=k8s.V1HTTPGetAction(path="/health", port=PORT), period_seconds=5
         ),
         resources=k8s.V1ResourceRequirements(limits=resources, requests=resources),
         # NCCL and tensor parallelism hand tensors over in shared memory.
-        volume_mounts=[folder, k8s.V1VolumeMount(name="shm", mount_path="/dev/shm")],
+        volume_mounts=[folder, tmp, k8s.V1VolumeMount(name="shm", mount_path="/dev/shm")],
+        security_context=restricted_container(),
     )
     fetching = k8s.V1Container(
         name="fetch-model",
         image=cluster.image,
         command=["python", "-c", _FETCH, model],
         env=[
+            home,
             k8s.V1EnvVar(name="TOOLWISE_CACHE", value="/model/.cache"),
             *(_secret_variable(cluster.secret, key) for key in cluster.secret_keys),
         ],
-        volume_mounts=[folder],
+        volume_mounts=[folder, tmp],
+        resources=k8s.V1ResourceRequirements(limits=_FETCHING, requests=_FETCHING),
+        security_context=restricted_container(),
     )
     pod = k8s.V1PodSpec(
         init_containers=[fetching],
         containers=[server],
         volumes=[
             k8s.V1Volume(name="model", empty_dir=k8s.V1EmptyDirVolumeSource()),
+            k8s.V1Volume(name="tmp", empty_dir=k8s.V1EmptyDirVolumeSource()),
             k8s.V1Volume(name="shm", empty_dir=k8s.V1EmptyDirVolumeSource(medium="Memory")),
         ],
         automount_service_account_token=False,
+        security_context=restricted_pod(USER),
     )
     deployment = k8s.V1Deployment(
         api_version="apps/v1",

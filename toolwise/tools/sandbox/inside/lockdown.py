@@ -90,7 +90,10 @@ def limit_resources(memory_mb: int, file_mb: int, processes: int | None) -> None
     if processes is not None:
         limits[resource.RLIMIT_NPROC] = processes
     for which, value in limits.items():
-        resource.setrlimit(which, (value, value))
+        hard = resource.getrlimit(which)[1]
+        # One that is as low already stays: gVisor has some at 0 and lets nobody set them.
+        if hard == resource.RLIM_INFINITY or hard > value:
+            resource.setrlimit(which, (value, value))
 
 
 def first_to_be_killed() -> None:

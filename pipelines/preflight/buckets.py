@@ -1,0 +1,54 @@
+"""Whether a bucket is there for the credentials that the steps will have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class BucketAnswer(NamedTuple):
+    """What S3 says; `present` is None where it could not be asked from here."""
+
+    present: bool | None
+    why: str
+
+
+def look_up_bucket(bucket: str, secret: Mapping[str, str]) -> BucketAnswer:
+    """Ask for a bucket.
+
+    Args:
+        bucket: its name.
+        secret: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_ENDPOINT_URL_S3`.
+    """
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    endpoint = secret.get("AWS_ENDPOINT_URL_S3") or None
+    quick = Config(
+        connect_timeout=5,
+        read_timeout=10,
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        signature_version="s3v4",
+    )
+    where = endpoint or "AWS"
+    try:
+        client: Any = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=secret.get("AWS_REGION") or "us-east-1",
+            aws_access_key_id=secret.get("AWS_ACCESS_KEY_ID"),
+            aws_secret_access_key=secret.get("AWS_SECRET_ACCESS_KEY"),
+            config=quick,
+        )
+        client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status == 404:
+            return BucketAnswer(False, f"{where} has no such bucket")
+        if status in (401, 403):
+            return BucketAnswer(False, f"{where} refuses the secret's credentials")
+        return BucketAnswer(None, f"{where} answers {status}")
+    except (BotoCoreError, ValueError) as error:
+        return BucketAnswer(None, f"{where} could not be asked from here ({error})")
+    return BucketAnswer(True, f"at {where}")

@@ -1,0 +1,336 @@
+"""What a profile needs of a cluster, one check for each thing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import urlsplit
+
+from kubernetes.utils import parse_quantity
+
+from pipelines.placement import secret_keys
+from pipelines.preflight.buckets import look_up_bucket
+from pipelines.preflight.cluster import Cluster, Forbidden
+from pipelines.preflight.finding import Finding
+from pipelines.preflight.images import Login, logins_of, look_up
+from pipelines.submission.server import NAMESPACE as KUBEFLOW
+from toolwise.profile import KubeflowSettings, Profile
+from toolwise.training.launcher.trainjob import GROUP, RUNTIME, VERSION
+
+KSERVE = "serving.kserve.io"
+SERVING_RUNTIME = "kserve-huggingfaceserver"
+"""The runtime that `toolwise.serving.inference_service` asks for."""
+
+HELM = "helm upgrade --install toolwise charts/toolwise --namespace {namespace} --create-namespace"
+OVERLAY = "kubectl apply -k k8s/overlays/gpu"
+
+_TRAINER_RIGHTS = (
+    *((verb, GROUP, "trainjobs") for verb in ("create", "get", "delete")),
+    ("list", "", "pods"),
+    ("get", "", "pods/log"),
+)
+_SERVER_RIGHTS = (("create", "apps", "deployments"), ("create", "", "services"))
+_SERVING_RIGHTS = tuple(
+    (verb, KSERVE, "inferenceservices") for verb in ("get", "create", "patch", "delete")
+)
+
+
+@dataclass
+class Checks:
+    """The checks of one profile.
+
+    Args:
+        cluster: where.
+        profile: whose needs.
+    """
+
+    cluster: Cluster
+    profile: Profile
+
+    def __post_init__(self) -> None:
+        assert self.profile.kubeflow is not None
+        self.kubeflow: KubeflowSettings = self.profile.kubeflow
+        self.namespace = self._namespace()
+
+    def all(self) -> Iterator[Finding]:
+        """Every finding, in the order in which they are mended."""
+        checks: list[Callable[[], Iterator[Finding]]] = [
+            self.namespaces,
+            self.services,
+            self.trainer,
+            self.serving,
+            self.secrets,
+            self.account,
+            self.gpus,
+            self.buckets,
+            self.images,
+        ]
+        for check in checks:
+            try:
+                yield from check()
+            except Forbidden as why:
+                yield Finding(check.__name__.replace("_", " "), "unknown", f"may not ask: {why}")
+
+    def _namespace(self) -> str:
+        """Where the pods of the run will be."""
+        if chosen := os.environ.get("KFP_NAMESPACE"):
+            return chosen
+        try:
+            several_users = self.cluster.has_resource("kubeflow.org/v1", "profiles")
+        except Forbidden:
+            several_users = True
+        return self.kubeflow.namespace if several_users else KUBEFLOW
+
+    def namespaces(self) -> Iterator[Finding]:
+        """Where pods run and where the model is served."""
+        serving = self.kubeflow.serving
+        for name in sorted({self.namespace} | ({serving.namespace} if serving else set())):
+            yield self._object(
+                f"namespace {name}",
+                f"/api/v1/namespaces/{name}",
+                f"kubectl create namespace {name}",
+            )
+
+    def services(self) -> Iterator[Finding]:
+        """MLflow and the sandbox, where their addresses are a Service's of this cluster."""
+        addresses = {"MLflow": self.kubeflow.tracking_uri, "sandbox": self.kubeflow.sandbox}
+        for what, url in addresses.items():
+            name, _, rest = (urlsplit(url or "").hostname or "").partition(".")
+            namespace, _, domain = rest.partition(".")
+            if domain in ("svc", "svc.cluster.local"):
+                yield self._object(
+                    f"{what}: service {name}",
+                    f"/api/v1/namespaces/{namespace}/services/{name}",
+                    HELM.format(namespace=namespace),
+                )
+
+    def trainer(self) -> Iterator[Finding]:
+        """Kubeflow Trainer, the training runtime, and the volumes that this mounts."""
+        if self.kubeflow.exchange is None:
+            return
+        overlay = "https://github.com/kubeflow/trainer.git/manifests/overlays/manager"
+        release = f"v{version('kubeflow-trainer-api')}"
+        yield self._kind(
+            "Kubeflow Trainer (TrainJob)",
+            f"{GROUP}/{VERSION}",
+            "trainjobs",
+            f"kubectl apply --server-side -k '{overlay}?ref={release}'",
+        )
+        runtime = self.cluster.get(f"/apis/{GROUP}/{VERSION}/clustertrainingruntimes/{RUNTIME}")
+        yield _found(f"ClusterTrainingRuntime {RUNTIME}", runtime, OVERLAY)
+        for claim in sorted(set(_claims(runtime))):
+            yield self._claim(claim)
+
+    def _claim(self, name: str) -> Finding:
+        path = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims/{name}"
+        what = f"volume claim {name} in {self.namespace}"
+        found = self.cluster.get(path)
+        if found is None:
+            return Finding(what, "missing", "there is none", OVERLAY)
+        phase = found.get("status", {}).get("phase")
+        wanted = found["spec"].get("storageClassName")
+        if phase == "Bound" or not wanted:
+            return Finding(what, "there" if phase == "Bound" else "unknown", f"is {phase}")
+        kind = self.cluster.get(f"/apis/storage.k8s.io/v1/storageclasses/{wanted}")
+        if kind is None:
+            why = f"its storage class {wanted} is not there"
+            return Finding(what, "missing", why, "kubectl get storageclass   # name one of these")
+        return Finding(what, "there", f"is {phase}; storage class {wanted} is there")
+
+    def serving(self) -> Iterator[Finding]:
+        """KServe, and its runtime for Hugging Face models."""
+        if self.kubeflow.serving is None:
+            return
+        install = f"--version v{version('kserve')} --namespace kserve --create-namespace"
+        yield self._kind(
+            "KServe (InferenceService)",
+            f"{KSERVE}/v1beta1",
+            "inferenceservices",
+            f"helm install kserve-crd oci://ghcr.io/kserve/charts/kserve-crd {install} && "
+            f"helm install kserve oci://ghcr.io/kserve/charts/kserve-resources {install}",
+        )
+        runtimes = f"/apis/{KSERVE}/v1alpha1"
+        namespace = self.kubeflow.serving.namespace
+        found = self.cluster.get(
+            f"{runtimes}/namespaces/{namespace}/servingruntimes/{SERVING_RUNTIME}"
+        ) or self.cluster.get(f"{runtimes}/clusterservingruntimes/{SERVING_RUNTIME}")
+        yield _found(f"ServingRuntime {SERVING_RUNTIME}", found, OVERLAY)
+
+    def secrets(self) -> Iterator[Finding]:
+        """The secrets that pods take their environment from, and their keys."""
+        yield self._secret(self.namespace, self.kubeflow.secret, secret_keys(self.profile))
+        serving = self.kubeflow.serving
+        if serving is not None:
+            keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
+            if (serving.namespace, serving.secret) != (self.namespace, self.kubeflow.secret):
+                yield self._secret(serving.namespace, serving.secret, keys)
+            if serving.keys_secret:
+                yield self._secret(serving.namespace, serving.keys_secret, ())
+        if self.kubeflow.image_pull_secret:
+            name = self.kubeflow.image_pull_secret
+            made = (
+                f"kubectl create secret docker-registry {name} --namespace {self.namespace} "
+                "--docker-server=… --docker-username=… --docker-password=…"
+            )
+            yield self._object(f"secret {name} in {self.namespace}", self._secret_path(name), made)
+
+    def _secret_path(self, name: str) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/secrets/{name}"
+
+    def _secret(self, namespace: str, name: str, keys: tuple[str, ...]) -> Finding:
+        what = f"secret {name} in {namespace}"
+        values = " ".join(f"--from-literal={key}=…" for key in keys)
+        made = f"kubectl create secret generic {name} --namespace {namespace} {values}".rstrip()
+        try:
+            found = self.cluster.secret(namespace, name)
+        except Forbidden as why:
+            return Finding(what, "unknown", f"may not ask: {why}")
+        if found is None:
+            return Finding(what, "missing", "there is none", made)
+        lacking = [key for key in keys if not found.get(key)]
+        if lacking:
+            mend = f"{made} --dry-run=client -o yaml | kubectl apply -f -"
+            return Finding(what, "missing", f"lacks {', '.join(lacking)}", mend)
+        return Finding(what, "there", f"has {', '.join(keys)}" if keys else "")
+
+    def account(self) -> Iterator[Finding]:
+        """The service accounts, and the rights of the steps'."""
+        serving, steps = self.kubeflow.serving, self.kubeflow.service_account
+        wanted = [(self.namespace, steps)]
+        if serving:
+            wanted.append((serving.namespace, serving.service_account))
+        for namespace, name in wanted:
+            if name:
+                yield self._object(
+                    f"service account {name} in {namespace}",
+                    f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}",
+                    HELM.format(namespace=namespace),
+                )
+        if steps is None:
+            return
+        rights: list[tuple[str, str, str]] = []
+        if self.kubeflow.exchange:
+            rights += _TRAINER_RIGHTS
+            if self.profile.hardware and self.profile.hardware.vllm == "server":
+                rights += _SERVER_RIGHTS
+        if serving:
+            rights += [(v, g, f"{serving.namespace}:{r}") for v, g, r in _SERVING_RIGHTS]
+        lacking = [
+            f"{verb} {resource.rpartition(':')[2]}"
+            for verb, group, resource in rights
+            if not self.cluster.may(steps, self.namespace, verb, group, resource)
+        ]
+        what = f"rights of {steps}"
+        if lacking:
+            mend = HELM.format(namespace=self.namespace)
+            yield Finding(what, "missing", f"may not {', '.join(lacking)}", mend)
+        elif rights:
+            yield Finding(what, "there", f"{len(rights)} rights")
+
+    def gpus(self) -> Iterator[Finding]:
+        """GPUs of nodes, against the largest pod and the number of nodes of a training step."""
+        kind = self.kubeflow.accelerator
+        each, nodes = self.kubeflow.accelerators, 1
+        if self.kubeflow.exchange and self.profile.hardware:
+            each = max(each, self.profile.sft.processes, self.profile.hdpo.processes)
+            nodes = self.profile.hardware.nodes
+        if each == 0:
+            return
+        selector = self.kubeflow.node_selector.items()
+        found = self.cluster.get("/api/v1/nodes") or {}
+        amounts = [
+            int(parse_quantity(node["status"].get("allocatable", {}).get(kind, "0")))
+            for node in found.get("items", [])
+            if selector <= node["metadata"].get("labels", {}).items()
+            and not node["spec"].get("unschedulable")
+        ]
+        what = f"{nodes} × {each} {kind}"
+        total = f"{sum(amounts)} on {sum(amount > 0 for amount in amounts)} nodes"
+        if sum(amount >= each for amount in amounts) >= nodes:
+            yield Finding(what, "there", total)
+        elif not sum(amounts):
+            mend = (
+                "helm install gpu-operator gpu-operator --repo https://helm.ngc.nvidia.com/nvidia "
+                "--namespace gpu-operator --create-namespace"
+            )
+            yield Finding(what, "missing", "no node offers any", mend)
+        else:
+            mend = f"kubectl describe nodes | grep {kind}   # add nodes, or take a smaller profile"
+            yield Finding(what, "missing", f"there are {total}", mend)
+
+    def buckets(self) -> Iterator[Finding]:
+        """The buckets of the profile's addresses, with the credentials of its secret."""
+        serving, published = self.kubeflow.serving, self.profile.data.published
+        addresses = [self.kubeflow.exchange, serving and serving.models]
+        if published:
+            addresses.append(published.corpus)
+            for sets in (published.trajectories, published.tasks, published.benchmark):
+                addresses += [one.path for one in sets]
+        names = sorted(
+            {urlsplit(one).netloc for one in addresses if one and one.startswith("s3://")}
+        )
+        secret = self.cluster.secret(self.namespace, self.kubeflow.secret) if names else None
+        for name in names:
+            what = f"bucket {name}"
+            if secret is None:
+                yield Finding(what, "unknown", f"secret {self.kubeflow.secret} is not there")
+                continue
+            answer = look_up_bucket(name, secret)
+            endpoint = secret.get("AWS_ENDPOINT_URL_S3")
+            option = f" --endpoint-url {endpoint}" if endpoint else ""
+            yield _answered(what, *answer, f"aws s3 mb s3://{name}{option}")
+
+    def images(self) -> Iterator[Finding]:
+        """The images of the steps and of the endpoint, at their registries."""
+        kubeflow = self.kubeflow
+        names = [kubeflow.operator_image, kubeflow.image, kubeflow.vllm_image]
+        if kubeflow.serving:
+            names.append(kubeflow.serving.image)
+        logins: dict[str, Login] = {}
+        if kubeflow.image_pull_secret:
+            try:
+                secret = self.cluster.secret(self.namespace, kubeflow.image_pull_secret)
+                logins = logins_of(secret) if secret else {}
+            except (Forbidden, ValueError, KeyError, TypeError) as why:
+                yield Finding(f"logins of {kubeflow.image_pull_secret}", "unknown", str(why))
+        for image in sorted({name for name in names if name}):
+            registry, _, rest = image.rpartition("/")
+            tag = rest.partition(":")[2]
+            mend = f"make images REGISTRY={registry} TAG={tag} && docker push {image}"
+            yield _answered(f"image {image}", *look_up(image, logins), mend)
+
+    def _object(self, what: str, path: str, mend: str) -> Finding:
+        try:
+            return _found(what, self.cluster.get(path), mend)
+        except Forbidden as why:
+            return Finding(what, "unknown", f"may not ask: {why}")
+
+    def _kind(self, what: str, group: str, resource: str, mend: str) -> Finding:
+        if self.cluster.has_resource(group, resource):
+            return Finding(what, "there", group)
+        return Finding(what, "missing", f"the cluster knows no {resource} of {group}", mend)
+
+
+def _found(what: str, found: Any, mend: str) -> Finding:
+    if found is None:
+        return Finding(what, "missing", "there is none", mend)
+    return Finding(what, "there")
+
+
+def _answered(what: str, present: bool | None, why: str, mend: str) -> Finding:
+    if present is None:
+        return Finding(what, "unknown", why)
+    return Finding(what, "there" if present else "missing", why, "" if present else mend)
+
+
+def _claims(runtime: dict[str, Any] | None) -> Iterator[str]:
+    """Names of the volume claims that a training runtime's pods mount."""
+    template = (runtime or {}).get("spec", {}).get("template", {}).get("spec", {})
+    for job in template.get("replicatedJobs", []):
+        pod = job["template"]["spec"]["template"].get("spec", {})
+        for volume in pod.get("volumes", []):
+            if claim := volume.get("persistentVolumeClaim"):
+                yield claim["claimName"]

@@ -1,0 +1,1 @@
+"""From a compiled pipeline to a run that has ended: finding the server, signing in, following."""

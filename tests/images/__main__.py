@@ -1,0 +1,79 @@
+"""Build the images with buildah, run them, record size and time: `make test-images`.
+
+The base is Debian with its Python, made by debootstrap. Images run in podman as a cluster would run
+them: as user 10001, without capabilities, on a root file system that is read-only, with /tmp. What
+this installs are Debian's packages of buildah, debootstrap and podman; what it builds it removes.
+The trainer and the rollout server, tens of gigabytes of CUDA, are not built.
+
+    make test-images              # operator, agent and sandbox
+    python -m tests.images agent  # one of them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.images.building import Building, build, install, make_base, remove
+from tests.images.running import check
+
+IMAGES = ("operator", "agent", "sandbox")
+RECORD = Path(__file__).parents[2] / "bench" / "results" / "images.json"
+
+
+def main(images: list[str]) -> int:
+    """Exit status: 1 where an image is not what it should be, which is said."""
+    unknown = sorted(set(images) - set(IMAGES))
+    if unknown:
+        sys.exit(
+            f"no image named {', '.join(unknown)} is built here; there are: {', '.join(IMAGES)}"
+        )
+    if os.geteuid() != 0:
+        sys.exit("make test-images installs packages and builds a base, so it asks for root")
+    install(("buildah", "debootstrap", "podman", "runc"))
+    built: dict[str, Building] = {}
+    checked: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="toolwise-images-") as folder:
+        try:
+            built["base"] = make_base(Path(folder))
+            for image in images or IMAGES:
+                built[image] = build(image, Path(folder))
+                checked[image] = check(image)
+        except (AssertionError, subprocess.CalledProcessError) as error:
+            print(f"images: {error}", file=sys.stderr)
+            return 1
+        finally:
+            remove()
+    report(built, checked)
+    return 0
+
+
+def report(built: dict[str, Building], checked: dict[str, list[str]]) -> None:
+    """Print what was measured and what was seen to hold, and record it."""
+    table = Table("image", "MB", "build, s", "of it CPU, s", "seen to hold", title="images")
+    for image, one in built.items():
+        figures = (f"{one.megabytes:.0f}", f"{one.seconds:.0f}", f"{one.cpu_seconds:.0f}")
+        table.add_row(image, *figures, "\n".join(checked.get(image, [])))
+    Console().print(table)
+    record = {
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
+        "figures": {
+            f"{image} {name}": round(value, 1)
+            for image, one in built.items()
+            for name, value in one._asdict().items()
+        },
+        "seen to hold": checked,
+    }
+    RECORD.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,188 @@
+"""Images at work, as restricted as a cluster has them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from tests.images.building import reference, run
+from tests.integration.scripted_server import ScriptedServer, call
+
+PODMAN = ("podman", "--runtime=runc", "--cgroup-manager=cgroupfs")
+# What the pod security standard "restricted" asks for, under the runtime's own syscall filter. The
+# rest is for machines that may not raise limits, and have no systemd to time health checks.
+RESTRICTED = (
+    "--read-only",
+    "--read-only-tmpfs=false",
+    "--tmpfs=/tmp:rw,mode=1777",
+    "--user=10001:10001",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--network=host",
+    "--ulimit=nofile=4096:4096",
+    "--ulimit=nproc=4096:4096",
+    "--health-interval=disable",
+)
+START_SECONDS = 600.0
+
+LOOKING = """
+import importlib.util, json, os, pathlib, shutil
+
+def writable(folder):
+    try:
+        (pathlib.Path(folder) / "probe").touch()
+    except OSError:
+        return False
+    return True
+
+print(json.dumps({
+    "user": [os.getuid(), os.getgid()],
+    "home": os.environ["HOME"],
+    "writable": [f for f in ("/", "/etc", "/opt/venv", "/usr", "/var", "/tmp") if writable(f)],
+    "build tools": [t for t in ("gcc", "cc", "g++", "make", "ld", "pip", "git") if shutil.which(t)],
+    "torch": importlib.util.find_spec("torch") is not None,
+    "listed": len(json.loads(pathlib.Path("/opt/venv/packages.json").read_text())["installed"]) > 5,
+    "dpkg": pathlib.Path("/var/lib/dpkg/status").stat().st_size > 0,
+}))
+"""
+FOUND = {
+    "user": [10001, 10001],
+    "home": "/tmp",
+    "writable": ["/tmp"],
+    "build tools": [],
+    "torch": False,
+    "listed": True,
+    "dpkg": True,
+}
+PREPARE = """
+from toolwise.profile import load_profile
+from toolwise.steps import run_step
+made = run_step("prepare-data", load_profile("smoke").data.model_dump_json(), 0)
+print("made", *sorted(made.outputs))
+"""
+
+
+def check(image: str) -> list[str]:
+    """What was seen to hold of an image.
+
+    Raises:
+        AssertionError: something does not.
+        CalledProcessError: it fails to run.
+    """
+    configured = json.loads(run("buildah", "inspect", "--type=image", reference(image)))
+    config = configured["Docker"]["config"]
+    expect(image, config["User"], "10001:10001")
+    expect(image, config["Labels"]["org.opencontainers.image.licenses"], "Apache-2.0")
+    expect(image, "Healthcheck" in config, image != "operator")
+    looked = run(
+        *PODMAN, "run", "--rm", *RESTRICTED, "--entrypoint=python", reference(image), "-c", LOOKING
+    )
+    expect(image, json.loads(looked), FOUND)
+    held = [
+        "user 10001; nothing but /tmp can be written",
+        "no compiler, pip or torch; lists of packages are there",
+    ]
+    return held + {"operator": operator, "agent": agent, "sandbox": sandbox}[image]()
+
+
+def operator() -> list[str]:
+    """The command line, and a step."""
+    image = (*PODMAN, "run", "--rm", *RESTRICTED)
+    helped = run(*image, reference("operator"), "--help")
+    expect("operator", "Train, prove, promote and serve" in " ".join(helped.split()), True)
+    compiled = run(
+        *image, reference("operator"), "compile", "--profile=qwen3-vl-8b", "--output=/tmp/p.yaml"
+    )
+    expect("operator", compiled.strip(), "Wrote /tmp/p.yaml")
+    tracked = "--env=MLFLOW_TRACKING_URI=sqlite:////tmp/mlflow.db"
+    step = run(*image, tracked, "--entrypoint=python", reference("operator"), "-c", PREPARE)
+    expect("operator", "made benchmark corpus tasks trajectories" in step, True)
+    return ["toolwise --help", "toolwise compile --profile qwen3-vl-8b", "the step prepare-data"]
+
+
+def sandbox() -> list[str]:
+    """A session over HTTP, by isolation `none`: bubblewrap needs namespaces of the runtime."""
+    with container("sandbox", "/health", "--isolation=none", "--port={port}") as http:
+        session = http.post("/sessions", json={"images": []}).raise_for_status().json()["id"]
+        calls = [
+            http.post(f"/sessions/{session}/calls", json={"code": code}).raise_for_status().json()
+            for code in ("import numpy\nn = numpy.arange(9).sum()", "print(n)")
+        ]
+        expect("sandbox", [c["is_error"] for c in calls], [False, False])
+        expect("sandbox", calls[1]["text"].strip(), "36")
+    return ["its health check", "python over HTTP, with state between calls"]
+
+
+def agent() -> list[str]:
+    """The endpoint in front of a server that calls python once and answers."""
+    script = f"{call('python', code='print(6 * 7)')}|<answer>42</answer>"
+    with ScriptedServer(script=script) as upstream:
+        options = ("--name=metis", f"--upstream={upstream.url}", "--isolation=none")
+        with container("agent", "/v1/models/metis", "--port={port}", *options) as http:
+            for path in ("/v2/health/live", "/v2/health/ready", "/openai/v1/models", "/metrics"):
+                http.get(path).raise_for_status()
+            asked = {"model": "metis", "messages": [{"role": "user", "content": "6 times 7?"}]}
+            answered = (
+                http.post("/openai/v1/chat/completions", json=asked).raise_for_status().json()
+            )
+            expect("agent", "42" in answered["choices"][0]["message"]["content"], True)
+            expect("agent", answered["toolwise"]["calls"][0]["result"].strip(), "42")
+    return ["its health check, models, metrics", "a chat completion that calls python"]
+
+
+@contextmanager
+def container(
+    image: str, ready: str, *options: str, run_with: tuple[str, ...] = ()
+) -> Iterator[httpx.Client]:
+    """A server in a container, once `ready` answers; it has to end by itself on SIGTERM."""
+    port = free_port()
+    given = [option.format(port=port) for option in options]
+    name = run(
+        *PODMAN, "run", "--detach", *RESTRICTED, *run_with, reference(image), *given
+    ).strip()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
+            await_answer(http, ready, name)
+            run(*PODMAN, "healthcheck", "run", name)
+            yield http
+        run(*PODMAN, "stop", "--time=60", name)
+        ended = run(*PODMAN, "inspect", "--format={{.State.ExitCode}}", name).strip()
+        expect(image, ended, "0")
+    finally:
+        subprocess.run([*PODMAN, "rm", "--force", name], capture_output=True)
+
+
+def await_answer(http: httpx.Client, path: str, name: str) -> None:
+    """Come back as soon as the server answers."""
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            if http.get(path).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        running = run(*PODMAN, "inspect", "--format={{.State.Running}}", name).strip()
+        if running != "true" or time.monotonic() > end:
+            logs = subprocess.run([*PODMAN, "logs", name], capture_output=True, text=True)
+            raise AssertionError(f"{path} does not answer: {logs.stdout}{logs.stderr}")
+        time.sleep(0.2)
+
+
+def free_port() -> int:
+    """A port nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def expect(image: str, found: Any, wanted: Any) -> None:
+    """Raises `AssertionError` where an image is not as wanted."""
+    if found != wanted:
+        raise AssertionError(f"{image}: {found!r}, not {wanted!r}")

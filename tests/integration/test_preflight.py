@@ -1,0 +1,300 @@
+"""A preflight names each thing the cluster lacks, with the command that mends it."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster_server import ClusterServer, World
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pipelines.preflight import Finding, Unreachable, check, print_findings
+from pipelines.preflight.images import Image, Login, logins_of, look_up
+from toolwise.cli import app
+from toolwise.profile import Profile, load_profile
+
+STORAGE = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+TRAINER = "trainer.kubeflow.org/v1alpha1"
+KSERVE = "serving.kserve.io/v1beta1"
+IMAGES = ("operator", "trainer", "agent")
+
+
+def everything(address: str) -> World:
+    """A cluster that has all that the profile `qwen3-vl-8b` needs."""
+    claim = {"persistentVolumeClaim": {"claimName": "training"}}
+    pod = {"template": {"spec": {"template": {"spec": {"volumes": [{"name": "v", **claim}]}}}}}
+    node = {
+        "metadata": {"labels": {"gpu": "h100"}},
+        "spec": {},
+        "status": {"allocatable": {"nvidia.com/gpu": "8"}},
+    }
+    space = "/api/v1/namespaces/toolwise"
+    world = World(
+        resources={
+            "kubeflow.org/v1": ["profiles"],
+            TRAINER: ["trainjobs", "clustertrainingruntimes"],
+            KSERVE: ["inferenceservices"],
+        },
+        objects={
+            space: {},
+            f"{space}/services/toolwise-mlflow": {},
+            f"{space}/services/toolwise-sandbox": {},
+            f"{space}/serviceaccounts/toolwise-pipeline": {},
+            f"{space}/serviceaccounts/toolwise-models": {},
+            f"{space}/persistentvolumeclaims/training": {
+                "spec": {"storageClassName": "fast"},
+                "status": {"phase": "Bound"},
+            },
+            f"/apis/{TRAINER}/clustertrainingruntimes/toolwise-torch": {
+                "spec": {"template": {"spec": {"replicatedJobs": [pod]}}}
+            },
+            "/apis/serving.kserve.io/v1alpha1/clusterservingruntimes/kserve-huggingfaceserver": {},
+            "/api/v1/nodes": {"items": [node]},
+        },
+        buckets={"toolwise"},
+        images={f"toolwise/{name}:0.1.0" for name in IMAGES},
+    )
+    world.add_secret(
+        "toolwise", "toolwise-storage", **STORAGE, AWS_ENDPOINT_URL_S3=f"http://{address}"
+    )
+    return world
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterServer]:
+    started = ClusterServer(World())
+    monkeypatch.setenv("KUBECONFIG", str(started.kubeconfig(tmp_path / "kubeconfig")))
+    monkeypatch.delenv("KFP_NAMESPACE", raising=False)
+    yield started
+    started.close()
+
+
+def profile_at(server: ClusterServer, **kubeflow: Any) -> Profile:
+    """The profile `qwen3-vl-8b`, its images at the server's registry."""
+    content = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    own = content["kubeflow"]
+    for name in ("image", "operator_image"):
+        own[name] = own[name].replace("ghcr.io", server.address)
+    own["serving"]["image"] = own["serving"]["image"].replace("ghcr.io", server.address)
+    content["kubeflow"] = own | kubeflow
+    return Profile.model_validate(content)
+
+
+def lacking(findings: list[Finding]) -> dict[str, str]:
+    """What is missing, and the commands that mend it."""
+    return {one.what: one.mend for one in findings if one.verdict == "missing"}
+
+
+def test_a_cluster_that_has_everything_lacks_nothing(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    findings = check(profile_at(server))
+    assert {one.verdict for one in findings} == {"there"}, findings
+    assert "8 on 1 nodes" in [one.why for one in findings]
+    accounts = {review["user"] for review in server.world.reviewed}
+    assert accounts == {"system:serviceaccount:toolwise:toolwise-pipeline"}
+    reviewed = [review["resourceAttributes"] for review in server.world.reviewed]
+    assert {
+        "namespace": "toolwise",
+        "verb": "get",
+        "resource": "pods",
+        "subresource": "log",
+    } in reviewed
+
+
+Change = Callable[[World], object]
+SPACE = "/api/v1/namespaces/toolwise"
+
+
+def without(path: str) -> Change:
+    return lambda world: world.objects.pop(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "mend"),
+    [
+        (
+            lambda w: w.resources.pop(TRAINER),
+            "Kubeflow Trainer (TrainJob)",
+            "kubectl apply --server-side -k 'https://github.com/kubeflow/trainer.git",
+        ),
+        (
+            without(f"/apis/{TRAINER}/clustertrainingruntimes/toolwise-torch"),
+            "ClusterTrainingRuntime toolwise-torch",
+            "kubectl apply -k k8s/overlays/gpu",
+        ),
+        (
+            lambda w: w.resources.pop(KSERVE),
+            "KServe (InferenceService)",
+            "helm install kserve-crd oci://ghcr.io/kserve/charts/kserve-crd --version v0.21.0",
+        ),
+        (
+            without(f"{SPACE}/persistentvolumeclaims/training"),
+            "volume claim training in toolwise",
+            "kubectl apply -k k8s/overlays/gpu",
+        ),
+        (
+            without(f"{SPACE}/services/toolwise-mlflow"),
+            "MLflow: service toolwise-mlflow",
+            "helm upgrade --install toolwise charts/toolwise --namespace toolwise",
+        ),
+        (
+            without(f"{SPACE}/secrets/toolwise-storage"),
+            "secret toolwise-storage in toolwise",
+            "create secret generic toolwise-storage --namespace toolwise "
+            "--from-literal=AWS_ACCESS_KEY_ID=…",
+        ),
+        (
+            lambda w: w.add_secret("toolwise", "toolwise-storage", **STORAGE),
+            "secret toolwise-storage in toolwise",
+            "kubectl apply -f -",
+        ),
+        (
+            without(f"{SPACE}/serviceaccounts/toolwise-models"),
+            "service account toolwise-models in toolwise",
+            "helm upgrade --install",
+        ),
+        (
+            lambda w: w.objects["/api/v1/nodes"]["items"][0]["status"].clear(),
+            "1 × 8 nvidia.com/gpu",
+            "helm install gpu-operator",
+        ),
+        (
+            lambda w: w.objects["/api/v1/nodes"]["items"][0]["status"].update(
+                allocatable={"nvidia.com/gpu": "4"}
+            ),
+            "1 × 8 nvidia.com/gpu",
+            "kubectl describe nodes",
+        ),
+        (
+            lambda w: w.buckets.clear(),
+            "bucket toolwise",
+            "aws s3 mb s3://toolwise --endpoint-url http://127.0.0.1",
+        ),
+        (
+            lambda w: w.images.remove("toolwise/agent:0.1.0"),
+            "image {address}/toolwise/agent:0.1.0",
+            "docker push {address}/toolwise/agent:0.1.0",
+        ),
+    ],
+)
+def test_each_missing_thing_is_named_with_the_command_that_mends_it(
+    server: ClusterServer, change: Change, what: str, mend: str
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    change(server.world)
+    found = lacking(check(profile_at(server)))
+    named = what.format(address=server.address)
+    assert mend.format(address=server.address) in found[named]
+
+
+def test_rights_that_lack_are_named(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    server.world.rights = {
+        ("toolwise", verb, resource)
+        for verb, resource in (
+            ("create", "trainjobs"),
+            ("get", "trainjobs"),
+            ("list", "pods"),
+            ("get", "pods/log"),
+            ("get", "inferenceservices"),
+            ("create", "inferenceservices"),
+            ("patch", "inferenceservices"),
+        )
+    }
+    findings = check(profile_at(server))
+    assert list(lacking(findings)) == ["rights of toolwise-pipeline"]
+    why = next(one.why for one in findings if one.verdict == "missing")
+    assert why == "may not delete trainjobs, delete inferenceservices"
+
+
+def test_what_cannot_be_told_is_no_failure(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    server.world.forbidden = (f"{SPACE}/secrets", "/api/v1/nodes")
+    unreachable = "127.0.0.1:9/toolwise/trainer:0.1.0"
+    findings = check(profile_at(server, image=unreachable))
+    assert lacking(findings) == {}
+    unknown = {one.what for one in findings if one.verdict == "unknown"}
+    assert unknown == {
+        "secret toolwise-storage in toolwise",
+        "gpus",
+        "buckets",
+        f"image {unreachable}",
+    }
+
+
+def test_gpus_are_counted_on_the_nodes_the_profile_chooses(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    assert lacking(check(profile_at(server, node_selector={"gpu": "h100"}))) == {}
+    found = lacking(check(profile_at(server, node_selector={"gpu": "h200"})))
+    assert list(found) == ["1 × 8 nvidia.com/gpu"]
+
+
+def test_a_server_for_one_user_runs_its_pods_where_it_is_itself(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    del server.world.resources["kubeflow.org/v1"]
+    found = lacking(check(profile_at(server)))
+    assert "secret toolwise-storage in kubeflow" in found
+    assert "service account toolwise-pipeline in kubeflow" in found
+
+
+def test_a_registry_that_asks_for_a_login_gets_the_pull_secrets(server: ClusterServer):
+    server.world.login = ("robot", "secret")
+    server.world.images = {"toolwise/operator:0.1.0"}
+    image = f"{server.address}/toolwise/operator:0.1.0"
+    auth = "cm9ib3Q6c2VjcmV0"  # robot:secret
+    config = json.dumps({"auths": {f"https://{server.address}/v1/": {"auth": auth}}})
+    logins = logins_of({".dockerconfigjson": config})
+    assert logins == {server.address: Login("robot", "secret")}
+    assert look_up(image, logins).present is True
+    assert look_up(image, {}).present is False
+    assert look_up(image, {server.address: Login("robot", "wrong")}).present is False
+    server.world.images.clear()
+    assert look_up(image, logins).present is False
+
+
+def test_names_of_images_are_read_as_docker_reads_them():
+    assert Image.parse("ghcr.io/a/b:1") == Image("ghcr.io", "a/b", "1")
+    assert Image.parse("python") == Image("registry-1.docker.io", "library/python", "latest")
+    assert Image.parse("vllm/vllm-openai:v1") == Image(
+        "registry-1.docker.io", "vllm/vllm-openai", "v1"
+    )
+    digest = f"sha256:{'0' * 64}"
+    assert Image.parse(f"localhost:5000/x@{digest}") == Image("localhost:5000", "x", digest)
+
+
+def test_the_command_prints_a_table_and_fails_where_something_lacks(
+    server: ClusterServer, tmp_path: Path
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    path = tmp_path / "profile.yaml"
+    path.write_text(profile_at(server).model_dump_json())
+    result = CliRunner().invoke(app, ["preflight", "--profile", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "✓ KServe (InferenceService)" in " ".join(result.output.split())
+    del server.world.resources[KSERVE]
+    result = CliRunner().invoke(app, ["preflight", "--profile", str(path)])
+    assert result.exit_code == 1
+    assert "helm install kserve-crd" in result.output
+
+
+def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(Unreachable, match="no cluster is configured here"):
+        check(load_profile("qwen3-vl-8b"))
+    gone = ClusterServer(World())
+    monkeypatch.setenv("KUBECONFIG", str(gone.kubeconfig(tmp_path / "gone")))
+    gone.close()
+    with pytest.raises(Unreachable, match="does not answer"):
+        check(load_profile("qwen3-vl-8b"))
+
+
+def test_commands_are_printed_whole(tmp_path: Path):
+    console = Console(file=io.StringIO(), width=40)
+    command = "kubectl create secret generic a-name --namespace a-namespace --from-literal=KEY=…"
+    print_findings([Finding("secret", "missing", "there is none", command)], console)
+    assert isinstance(console.file, io.StringIO)
+    assert f"    {command}\n" in console.file.getvalue()

@@ -1,0 +1,368 @@
+"""The chart renders, keeps the rules, refuses what it should, and asks for what the code needs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+from tenacity import Retrying, stop_after_delay, wait_fixed
+
+from tests.manifests.chart import CHART, OUTSIDE, VALUES, lint, render, values
+from tests.manifests.manifests import Document, check
+from tests.manifests.pods import Pod, pods
+from tests.manifests.references import selects
+from toolwise.profile import KubeflowSettings
+from toolwise.serving import telemetry
+from toolwise.serving.cluster import ClusterSettings
+from toolwise.serving.inference_service import inference_service
+from toolwise.serving.server import _parser, _settings
+from toolwise.serving.settings import ServingSettings
+from toolwise.tools.sandbox import SANDBOX_VARIABLE, Isolation
+
+AGENT = {"agent": {"enabled": True, "model": "s3://toolwise/models/metis"}}
+EXTERNAL = {
+    "mlflow": {
+        "database": {"bundled": False, "external": {"host": "pg.example.com", "secret": "pg"}}
+    }
+}
+
+
+def merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Values files given one after the other, as Helm merges them."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = result.get(key)
+            both = isinstance(value, dict) and isinstance(below, dict)
+            result[key] = merged(below, value) if both else value
+    return result
+
+
+def the(kind: str, name: str, documents: list[Document]) -> Document:
+    [found] = [d for d in documents if d["kind"] == kind and d["metadata"]["name"] == name]
+    return found
+
+
+@pytest.fixture(scope="module")
+def small() -> list[Document]:
+    return render(values("values-small"))
+
+
+# What is rendered
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("more", [{}, AGENT, EXTERNAL], ids=["as it is", "agent", "external"])
+def test_every_values_file_lints_renders_and_keeps_the_rules(
+    name: str, more: dict[str, Any]
+) -> None:
+    given = merged(values(name), more)
+    assert lint(given) == []
+    assert check(render(given), {*OUTSIDE, "Secret/pg"}) == []
+
+
+def test_the_defaults_lint_as_well() -> None:
+    assert lint() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("_pods.tpl", "runAsNonRoot: true", "runAsNonroot: true"),
+        ("_pods.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
+        ("mlflow.yaml", "targetPort: http", "targetPort: htp"),
+        ("sandbox.yaml", "sessionAffinity: ClientIP", "sesionAffinity: ClientIP"),
+        ("accounts.yaml", '"sandbox" -', '"sandbx" -'),
+        ("agent.yaml", "storageUri:", "storageURI:"),
+        ("disruption.yaml", "maxUnavailable: 1", "maxUnavailible: 1"),
+        ("monitoring.yaml", "- port: metrics", "- port: metric"),
+        ("network.yaml", "- { port: http }", "- { port: htp }"),
+        ("postgresql.yaml", "claimName:", "claim:"),
+        ("postgresql.yaml", "key: password", "key: pasword"),
+    ],
+)
+def test_a_typo_in_a_template_is_caught(file: str, right: str, wrong: str, tmp_path: Path) -> None:
+    chart = shutil.copytree(CHART, tmp_path / "toolwise")
+    template = chart / "templates" / file
+    text = template.read_text()
+    assert right in text
+    template.write_text(text.replace(right, wrong, 1))
+    assert check(render(merged(values("values-gpu"), AGENT), chart), OUTSIDE) != []
+
+
+# Values
+
+
+def objects(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all objects the values have."""
+    yield path
+    for name, below in schema.get("properties", {}).items():
+        resolved = SCHEMA["$defs"][below["$ref"].rpartition("/")[2]] if "$ref" in below else below
+        if resolved.get("additionalProperties") is False:
+            yield from objects(resolved, (*path, name))
+
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+
+
+@pytest.mark.parametrize("path", objects(SCHEMA), ids=".".join)
+def test_a_typo_in_the_values_is_refused_wherever_it_is(path: tuple[str, ...]) -> None:
+    given: dict[str, Any] = {"typo": 1}
+    for name in reversed(path):
+        given = {name: given}
+    refused = merged(values("values-small"), given)
+    with pytest.raises(helm.HelmError, match="typo"):
+        render(refused)
+
+
+def leaves(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Names of the single values; amounts of resources count as one."""
+    for name, below in schema.get("properties", {}).items():
+        where = f"{path}.{name}".lstrip(".")
+        yield from leaves(below, where) if "properties" in below else [where]
+
+
+def test_the_readmes_table_has_every_value_and_no_other() -> None:
+    table = (CHART / "README.md").read_text().partition("## Values")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?`) \|", table, re.M)
+    named = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert named == set(leaves(SCHEMA)) - {"global"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image": {"tag": "latest"}},
+        {"mlflow": {"image": "ghcr.io/mlflow/mlflow:latest"}},
+        {"mlflow": {"image": "ghcr.io/mlflow/mlflow"}},
+        {"mlflow": {"artifacts": "/data"}},
+        {"mlflow": {"resources": {"limits": {"memory": "3 GB"}}}},
+        {"sandbox": {"isolation": "bubblewrap"}},
+        {"sandbox": {"replicas": 0}},
+        {"networkPolicy": {"storagePorts": []}},
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(helm.HelmError):
+        render(merged(values("values-small"), wrong))
+
+
+def test_a_database_elsewhere_has_to_be_named() -> None:
+    given = merged(values("values-small"), {"mlflow": {"database": {"bundled": False}}})
+    with pytest.raises(helm.HelmError, match=r"mlflow\.database\.external\.secret"):
+        render(given)
+
+
+def test_a_model_that_kserve_cannot_read_is_refused() -> None:
+    given = merged(values("values-small"), AGENT, {"agent": {"model": "models:/metis/3"}})
+    with pytest.raises(helm.HelmError, match=r"agent\.model"):
+        render(given)
+
+
+# The sandbox
+
+
+def test_the_sandbox_is_refused_without_a_runtime_class() -> None:
+    with pytest.raises(helm.HelmError, match=r"sandbox\.runtimeClassName: name the RuntimeClass"):
+        render({})
+
+
+def test_the_sandbox_runs_without_one_only_where_isolation_is_lowered_by_name() -> None:
+    [pod] = pods(the("Deployment", "toolwise-sandbox", render({"sandbox": {"isolation": "none"}})))
+    assert "runtimeClassName" not in pod.spec
+    named = {"sandbox": {"runtimeClassName": "gvisor"}}
+    [pod] = pods(the("Deployment", "toolwise-sandbox", render(named)))
+    assert pod.spec["runtimeClassName"] == "gvisor"
+    with pytest.raises(helm.HelmError, match="isolation is none, yet"):
+        render(merged(named, {"sandbox": {"isolation": "none"}}))
+
+
+def policies(pod: Pod, documents: list[Document]) -> list[Document]:
+    return [
+        document["spec"]
+        for document in documents
+        if document["kind"] == "NetworkPolicy"
+        and selects(document["spec"]["podSelector"], pod.labels)
+    ]
+
+
+def test_the_sandbox_reaches_nothing_and_every_other_pod_only_what_is_named(
+    small: list[Document],
+) -> None:
+    documents = render(merged(values("values-gpu"), AGENT))
+    for document in documents:
+        for pod in pods(document):
+            applying = policies(pod, documents)
+            sides = {side for policy in applying for side in policy["policyTypes"]}
+            assert sides == {"Ingress", "Egress"}, pod.owner
+            ways_out = [rule for policy in applying for rule in policy.get("egress", ())]
+            assert {} not in ways_out, pod.owner
+            if pod.owner == "Deployment toolwise-sandbox":
+                assert ways_out == []
+    [pod] = pods(the("Deployment", "toolwise-sandbox", small))
+    assert pod.spec["automountServiceAccountToken"] is False
+    assert "env" not in pod.spec["containers"][0]
+
+
+# What `helm test` asks the sandbox
+
+ASK = CHART / "files" / "ask_sandbox.py"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[str]:
+    """A sandbox server that keeps nothing from the network: isolation `none`, no policies."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    arguments = ["--port", str(port), "--isolation", "none", "--workers", "1"]
+    with subprocess.Popen([sys.executable, "-m", "toolwise.tools.server", *arguments]) as server:
+        for attempt in Retrying(stop=stop_after_delay(120), wait=wait_fixed(0.2), reraise=True):
+            with attempt:
+                httpx.get(f"http://127.0.0.1:{port}/health")
+        yield f"127.0.0.1:{port}"
+        server.terminate()
+
+
+def asked(sandbox: str, lowest: str, *targets: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ASK), f"http://{sandbox}", lowest, *targets]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_sandboxs_test_passes_where_code_runs(sandbox: str) -> None:
+    done = asked(sandbox, "none")
+    assert (done.returncode, done.stdout) == (0, "isolation: none\n"), done.stderr
+
+
+def test_the_sandboxs_test_fails_where_isolation_is_too_weak(sandbox: str) -> None:
+    done = asked(sandbox, "gvisor")
+    assert done.returncode == 1
+    assert "that is weaker than gvisor" in done.stderr
+
+
+def test_the_sandboxs_test_fails_where_code_reaches_something(sandbox: str) -> None:
+    done = asked(sandbox, "none", sandbox)
+    assert done.returncode == 1
+    assert f"code in the sandbox must not reach {sandbox}" in done.stderr
+
+
+# What the code needs
+
+
+def test_the_pipelines_account_has_exactly_the_rights_its_code_uses(small: list[Document]) -> None:
+    granted = {
+        (group, resource, verb)
+        for rule in the("Role", "toolwise-pipeline", small)["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    training = {("trainer.kubeflow.org", "trainjobs", verb) for verb in ("create", "get", "delete")}
+    training |= {("apps", "deployments", "create"), ("", "services", "create")}
+    training |= {("", "pods", "list"), ("", "pods/log", "get")}
+    serving = {
+        ("serving.kserve.io", "inferenceservices", verb)
+        for verb in ("get", "create", "patch", "delete")
+    }
+    kubeflow = {("argoproj.io", "workflowtaskresults", verb) for verb in ("create", "patch")}
+    kubeflow |= {("", "configmaps", "get"), ("", "secrets", "get")}
+    assert granted == training | serving | kubeflow
+    assert not any(document["kind"] == "ClusterRole" for document in small)
+
+
+def test_names_are_the_ones_the_code_and_the_profiles_use(small: list[Document]) -> None:
+    assert {"toolwise-mlflow", "toolwise-sandbox"} <= {
+        d["metadata"]["name"] for d in small if d["kind"] == "Service"
+    }
+    [mlflow] = pods(the("Deployment", "toolwise-mlflow", small))
+    secrets = {
+        variable["valueFrom"]["secretKeyRef"]["name"]
+        for variable in mlflow.spec["containers"][0]["env"]
+        if variable["name"].startswith("AWS_")
+    }
+    assert secrets == {KubeflowSettings.model_fields["secret"].default}
+    [hosts] = [a for a in mlflow.spec["containers"][0]["args"] if "allowed-hosts" in a]
+    assert "toolwise-mlflow.toolwise.svc:*" in hosts.split(",")
+
+
+def test_the_agent_is_the_one_the_pipeline_deploys() -> None:
+    search = {"searxng": {"enabled": True}, "sandbox": {"runtimeClassName": "gvisor"}}
+    service = the("InferenceService", "assistant", render(merged(AGENT, search)))
+    serving = ServingSettings(name="assistant", isolation=Isolation.GVISOR, max_tokens=4096)
+    cluster = ClusterSettings(namespace="toolwise", image="ghcr.io/toolwise/agent:0.1.0")
+    built = inference_service(serving, cluster, AGENT["agent"]["model"], None)
+    ours, theirs = (s["spec"]["predictor"]["model"] for s in (service, built))
+    for field in ("modelFormat", "runtime", "storageUri", "args", "resources"):
+        assert ours[field] == theirs[field], field
+    [container] = service["spec"]["transformer"]["containers"]
+    added = ["--model_name=assistant", "--predictor_host=assistant-predictor.toolwise"]
+    options = _settings(_parser().parse_args([*container["args"], *added, "--http_port=8080"]))
+    assert options.search is not None
+    expected = {"host": "0.0.0.0", "search": options.search}
+    assert options == serving.model_copy(update=expected)
+    [sandbox] = [v["value"] for v in container["env"] if v["name"] == SANDBOX_VARIABLE]
+    assert sandbox == "http://toolwise-sandbox:8080"
+
+
+def test_the_dashboard_asks_for_metrics_the_agent_exports() -> None:
+    assert telemetry.TOOL_CALLS is not None
+    exported = {
+        name
+        for metric in REGISTRY.collect()
+        if metric.name.startswith("toolwise_")
+        for name in (
+            [f"{metric.name}_total"]
+            if metric.type == "counter"
+            else [f"{metric.name}_{part}" for part in ("bucket", "count", "sum")]
+            if metric.type == "histogram"
+            else [metric.name]
+        )
+    }
+    dashboard = (CHART / "files" / "dashboard.json").read_text()
+    asked = set(re.findall(r"\btoolwise_\w+", dashboard))
+    assert len(asked) >= 9
+    assert asked <= exported
+
+
+# An upgrade keeps data
+
+
+def test_a_larger_volume_changes_the_claim_alone(small: list[Document]) -> None:
+    larger = {"mlflow": {"database": {"storage": "50Gi"}}}
+    after = render(merged(values("values-small"), larger))
+    claim = the("PersistentVolumeClaim", "toolwise-postgresql", after)
+    assert claim["spec"]["resources"]["requests"]["storage"] == "50Gi"
+    # Kubernetes refuses a change of most of a StatefulSet.
+    sets = [the("StatefulSet", "toolwise-postgresql", d)["spec"] for d in (small, after)]
+    assert sets[0] == sets[1]
+
+
+def test_the_data_and_its_password_outlive_the_release(small: list[Document]) -> None:
+    for kind in ("PersistentVolumeClaim", "Secret"):
+        annotations = the(kind, "toolwise-postgresql", small)["metadata"]["annotations"]
+        assert annotations["helm.sh/resource-policy"] == "keep"
+
+
+def test_the_selectors_do_not_change_with_the_version(
+    small: list[Document], tmp_path: Path
+) -> None:
+    chart = shutil.copytree(CHART, tmp_path / "toolwise")
+    metadata = chart / "Chart.yaml"
+    metadata.write_text(metadata.read_text().replace("ersion: 0.1.0", "ersion: 0.2.0"))
+    after = render(values("values-small"), chart)
+    assert after != small
+    for kind in ("Deployment", "StatefulSet"):
+        before = [copy.deepcopy(d["spec"]["selector"]) for d in small if d["kind"] == kind]
+        assert before == [d["spec"]["selector"] for d in after if d["kind"] == kind]
