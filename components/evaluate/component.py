@@ -28,6 +28,9 @@ def evaluate(
         evaluation: folder with scores, metrics with intervals, and sample rollouts.
         metrics: the overall figures, for the Kubeflow UI.
     """
+    import json
+    from pathlib import Path
+
     from toolwise.steps import headline_metrics, run_step
 
     step = run_step(
@@ -42,3 +45,5 @@ def evaluate(
     evaluation.metadata.update(step.publish(evaluation=evaluation.path))
     for name, value in headline_metrics(evaluation.path).items():
         metrics.log_metric(name, value)
+    # Kubeflow's local runner re-uses a step only where a file stands for each of its outputs.
+    Path(metrics.path).write_text(json.dumps(metrics.metadata))

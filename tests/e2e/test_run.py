@@ -176,6 +176,7 @@ def test_run_again_it_uses_what_is_there_and_asks_the_endpoint_anew(runs: Runs, 
     for step in STEPS:
         ending = "started" if step in ("deploy", "report") else "re-used"
         assert f"{step}: {ending}" in lines, step
+    assert "missing artifact" not in (runs.folder / "pipeline.log").read_text()
     after = runs.report()
     assert after["stages"] == before["stages"]
     assert after["endpoint"]["pid"] != before["endpoint"]["pid"]
