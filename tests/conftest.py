@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-# Rich and Typer read these when they are imported: what a test reads has no colour and a known width.
+# Rich and Typer read these as they are imported: what tests read has no colour and a known width.
 for name in ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "GITHUB_ACTIONS", "COLUMNS"):
     os.environ.pop(name, None)
 

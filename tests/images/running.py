@@ -144,9 +144,7 @@ def container(
     """A server in a container, once `ready` answers; it has to end by itself on SIGTERM."""
     port = free_port()
     given = [option.format(port=port) for option in options]
-    name = run(
-        *PODMAN, "run", "--detach", *RESTRICTED, *run_with, reference(image), *given
-    ).strip()
+    name = run(*PODMAN, "run", "--detach", *RESTRICTED, *run_with, reference(image), *given).strip()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
             await_answer(http, ready, name)
