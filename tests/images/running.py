@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from tests.integration.scripted_server import ScriptedServer, call
 
 PODMAN = ("podman", "--runtime=runc", "--cgroup-manager=cgroupfs")
 # What the pod security standard "restricted" asks for, under the runtime's own syscall filter. The
-# rest is for machines that may not raise limits, and have no systemd to time health checks.
+# rest is for machines that may not raise limits, have no systemd to time health checks, or are busy.
 RESTRICTED = (
     "--read-only",
     "--read-only-tmpfs=false",
@@ -29,7 +28,10 @@ RESTRICTED = (
     "--ulimit=nofile=4096:4096",
     "--ulimit=nproc=4096:4096",
     "--health-interval=disable",
+    "--health-timeout=5m",
 )
+PORT = 8080
+"""Where servers listen by themselves, and where their health checks ask."""
 START_SECONDS = 600.0
 
 LOOKING = """
@@ -109,7 +111,7 @@ def operator() -> list[str]:
 
 def sandbox() -> list[str]:
     """A session over HTTP, by isolation `none`: bubblewrap needs namespaces of the runtime."""
-    with container("sandbox", "/health", "--isolation=none", "--port={port}") as http:
+    with container("sandbox", "/health", "--isolation=none") as http:
         session = http.post("/sessions", json={"images": []}).raise_for_status().json()["id"]
         calls = [
             http.post(f"/sessions/{session}/calls", json={"code": code}).raise_for_status().json()
@@ -125,7 +127,7 @@ def agent() -> list[str]:
     script = f"{call('python', code='print(6 * 7)')}|<answer>42</answer>"
     with ScriptedServer(script=script) as upstream:
         options = ("--name=metis", f"--upstream={upstream.url}", "--isolation=none")
-        with container("agent", "/v1/models/metis", "--port={port}", *options) as http:
+        with container("agent", "/v1/models/metis", *options) as http:
             for path in ("/v2/health/live", "/v2/health/ready", "/openai/v1/models", "/metrics"):
                 http.get(path).raise_for_status()
             asked = {"model": "metis", "messages": [{"role": "user", "content": "6 times 7?"}]}
@@ -138,15 +140,11 @@ def agent() -> list[str]:
 
 
 @contextmanager
-def container(
-    image: str, ready: str, *options: str, run_with: tuple[str, ...] = ()
-) -> Iterator[httpx.Client]:
+def container(image: str, ready: str, *options: str) -> Iterator[httpx.Client]:
     """A server in a container, once `ready` answers; it has to end by itself on SIGTERM."""
-    port = free_port()
-    given = [option.format(port=port) for option in options]
-    name = run(*PODMAN, "run", "--detach", *RESTRICTED, *run_with, reference(image), *given).strip()
+    name = run(*PODMAN, "run", "--detach", *RESTRICTED, reference(image), *options).strip()
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
+        with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120) as http:
             await_answer(http, ready, name)
             run(*PODMAN, "healthcheck", "run", name)
             yield http
@@ -171,13 +169,6 @@ def await_answer(http: httpx.Client, path: str, name: str) -> None:
             logs = subprocess.run([*PODMAN, "logs", name], capture_output=True, text=True)
             raise AssertionError(f"{path} does not answer: {logs.stdout}{logs.stderr}")
         time.sleep(0.2)
-
-
-def free_port() -> int:
-    """A port nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def expect(image: str, found: Any, wanted: Any) -> None:
