@@ -184,10 +184,8 @@ def _evaluation(
         return placement.evaluation(whole).outputs["evaluation"]
     with dsl.ParallelFor(shards, name=f"benchmarks {stage}") as source:
         share = answer(**asked, source=source, model=model, benchmark=benchmark, corpus=corpus)
-        placement.evaluation(share)
-    gathered = gather(
-        **asked, model=model, benchmark=benchmark, answers=dsl.Collected(share.outputs["answers"])
-    )
+        answers = placement.evaluation(share).outputs["answers"]
+    gathered = gather(**asked, model=model, benchmark=benchmark, answers=dsl.Collected(answers))
     return placement.light(gathered).outputs["evaluation"]
 
 

@@ -33,9 +33,11 @@ def gather(
         evaluation: folder with scores, metrics with intervals, and sample rollouts.
         metrics: the overall figures, for the Kubeflow UI.
     """
+    from typing import Any
+
     from toolwise.steps import headline_metrics, run_step
 
-    parts = {f"answers_{number}": part.path for number, part in enumerate(answers)}
+    parts: dict[str, Any] = {f"answers_{number}": part.path for number, part in enumerate(answers)}
     step = run_step(
         "evaluate",
         settings,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -168,7 +168,7 @@ class PipelinesApi:
             if not token:
                 return
 
-    def _upload(self, path: str, package: Path, query: dict[str, str | None]) -> dict[str, Any]:
+    def _upload(self, path: str, package: Path, query: Mapping[str, str | None]) -> dict[str, Any]:
         files = {"uploadfile": (package.name, package.read_bytes())}
         params = {key: value for key, value in query.items() if value}
         return self._ask("POST", path, params=params, files=files)

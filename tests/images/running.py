@@ -16,7 +16,7 @@ from tests.integration.scripted_server import ScriptedServer, call
 
 PODMAN = ("podman", "--runtime=runc", "--cgroup-manager=cgroupfs")
 # What the pod security standard "restricted" asks for, under the runtime's own syscall filter. The
-# rest is for machines that may not raise limits, have no systemd to time health checks, or are busy.
+# rest is for machines that are busy, may not raise limits, or lack systemd to time health checks.
 RESTRICTED = (
     "--read-only",
     "--read-only-tmpfs=false",
