@@ -118,7 +118,7 @@ def test_seeds_are_pooled_item_by_item_and_compared_in_pairs() -> None:
         (rival, 1, run([0, 0], [1, 0], quiet)),
     ]
     known = {"mild": {"p": {"solvable": True, "mixed": False, "called": 0.8}}}
-    found = collect(records, known, Scale())
+    found = collect(records, known, Scale(prompts_per_step=6))
     first, second = found["arms"]
     assert [first["sampled"][m]["value"] for m in first["sampled"]] == [1.0, 0.0, 1.0]
     assert [second["sampled"][m]["value"] for m in second["sampled"]] == [0.75, 0.5, 0.5]
