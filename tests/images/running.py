@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,16 +115,29 @@ def operator() -> list[str]:
 
 
 def sandbox() -> list[str]:
-    """A session over HTTP, by isolation `none`: bubblewrap needs namespaces of the runtime."""
-    with container("sandbox", "/health", "--isolation=none") as http:
+    """Sessions over HTTP: as restricted, and by bubblewrap, to which /proc has to be open."""
+    run_code("--isolation=none", RESTRICTED)
+    run_code("--isolation=bubblewrap", (*RESTRICTED, "--security-opt=unmask=/proc/*"))
+    return [
+        "its health check",
+        "python over HTTP, with state between calls",
+        "the same in bubblewrap, where /proc is not masked",
+    ]
+
+
+def run_code(isolation: str, restricted: Sequence[str]) -> None:
+    """Two calls of a session, the second with what the first left."""
+    with container("sandbox", "/health", isolation, restricted=restricted) as http:
         session = http.post("/sessions", json={"images": []}).raise_for_status().json()["id"]
         calls = [
             http.post(f"/sessions/{session}/calls", json={"code": code}).raise_for_status().json()
             for code in ("import numpy\nn = numpy.arange(9).sum()", "print(n)")
         ]
-        expect("sandbox", [c["is_error"] for c in calls], [False, False])
-        expect("sandbox", calls[1]["text"].strip(), "36")
-    return ["its health check", "python over HTTP, with state between calls"]
+        expect(
+            "sandbox",
+            [(c["is_error"], c["text"].strip()) for c in calls],
+            [(False, ""), (False, "36")],
+        )
 
 
 def agent() -> list[str]:
@@ -145,9 +158,11 @@ def agent() -> list[str]:
 
 
 @contextmanager
-def container(image: str, ready: str, *options: str) -> Iterator[httpx.Client]:
+def container(
+    image: str, ready: str, *options: str, restricted: Sequence[str] = RESTRICTED
+) -> Iterator[httpx.Client]:
     """A server in a container, once `ready` answers; it has to end by itself on SIGTERM."""
-    name = run(*PODMAN, "run", "--detach", *RESTRICTED, reference(image), *options).strip()
+    name = run(*PODMAN, "run", "--detach", *restricted, reference(image), *options).strip()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120) as http:
             await_answer(http, ready, name)
