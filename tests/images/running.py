@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.integration.scripted_server import ScriptedServer, call
 
 PODMAN = ("podman", "--runtime=runc", "--cgroup-manager=cgroupfs")
 # What the pod security standard "restricted" asks for, under the runtime's own syscall filter. The
-# rest is for machines that are busy, may not raise limits, or lack systemd to time health checks.
+# rest is for machines that may not raise limits, and have no systemd to time health checks.
 RESTRICTED = (
     "--read-only",
     "--read-only-tmpfs=false",
@@ -27,8 +27,7 @@ RESTRICTED = (
     "--network=host",
     "--ulimit=nofile=4096:4096",
     "--ulimit=nproc=4096:4096",
-    "--health-interval=disable",
-    "--health-timeout=5m",
+    "--no-healthcheck",
 )
 PORT = 8080
 """Where servers listen by themselves, and where their health checks ask."""
@@ -78,8 +77,7 @@ def check(image: str) -> list[str]:
         AssertionError: something does not.
         CalledProcessError: it fails to run.
     """
-    configured = json.loads(run("buildah", "inspect", "--type=image", reference(image)))
-    config = configured["Docker"]["config"]
+    config = configuration(image)
     expect(image, config["User"], "10001:10001")
     expect(image, config["Labels"]["org.opencontainers.image.licenses"], "Apache-2.0")
     expect(image, "Healthcheck" in config, image != "operator")
@@ -92,6 +90,13 @@ def check(image: str) -> list[str]:
         "no compiler, pip or torch; lists of packages are there",
     ]
     return held + {"operator": operator, "agent": agent, "sandbox": sandbox}[image]()
+
+
+def configuration(image: str) -> dict[str, Any]:
+    """What an image says of itself, as Docker has it."""
+    return json.loads(run("buildah", "inspect", "--type=image", reference(image)))["Docker"][
+        "config"
+    ]
 
 
 def operator() -> list[str]:
@@ -110,16 +115,29 @@ def operator() -> list[str]:
 
 
 def sandbox() -> list[str]:
-    """A session over HTTP, by isolation `none`: bubblewrap needs namespaces of the runtime."""
-    with container("sandbox", "/health", "--isolation=none") as http:
+    """Sessions over HTTP: as restricted, and by bubblewrap, to which /proc has to be open."""
+    run_code("--isolation=none", RESTRICTED)
+    run_code("--isolation=bubblewrap", (*RESTRICTED, "--security-opt=unmask=/proc/*"))
+    return [
+        "its health check",
+        "python over HTTP, with state between calls",
+        "the same in bubblewrap, where /proc is not masked",
+    ]
+
+
+def run_code(isolation: str, restricted: Sequence[str]) -> None:
+    """Two calls of a session, the second with what the first left."""
+    with container("sandbox", "/health", isolation, restricted=restricted) as http:
         session = http.post("/sessions", json={"images": []}).raise_for_status().json()["id"]
         calls = [
             http.post(f"/sessions/{session}/calls", json={"code": code}).raise_for_status().json()
             for code in ("import numpy\nn = numpy.arange(9).sum()", "print(n)")
         ]
-        expect("sandbox", [c["is_error"] for c in calls], [False, False])
-        expect("sandbox", calls[1]["text"].strip(), "36")
-    return ["its health check", "python over HTTP, with state between calls"]
+        expect(
+            "sandbox",
+            [(c["is_error"], c["text"].strip()) for c in calls],
+            [(False, ""), (False, "36")],
+        )
 
 
 def agent() -> list[str]:
@@ -140,13 +158,15 @@ def agent() -> list[str]:
 
 
 @contextmanager
-def container(image: str, ready: str, *options: str) -> Iterator[httpx.Client]:
+def container(
+    image: str, ready: str, *options: str, restricted: Sequence[str] = RESTRICTED
+) -> Iterator[httpx.Client]:
     """A server in a container, once `ready` answers; it has to end by itself on SIGTERM."""
-    name = run(*PODMAN, "run", "--detach", *RESTRICTED, reference(image), *options).strip()
+    name = run(*PODMAN, "run", "--detach", *restricted, reference(image), *options).strip()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=120) as http:
             await_answer(http, ready, name)
-            run(*PODMAN, "healthcheck", "run", name)
+            run(*PODMAN, "exec", name, *configuration(image)["Healthcheck"]["Test"][1:])
             yield http
         run(*PODMAN, "stop", "--time=60", name)
         ended = run(*PODMAN, "inspect", "--format={{.State.ExitCode}}", name).strip()
