@@ -248,7 +248,9 @@ async def _throughput(served: Served, tasks: Sequence[Task]) -> float:
         await asyncio.sleep(BATCH_SECONDS)
         for one in clients:
             one.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+        for outcome in await asyncio.gather(*clients, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
     return answered / BATCH_SECONDS
 
 
