@@ -3,7 +3,7 @@
 # A list of artifacts has no type of its own in Kubeflow's annotations.
 # pyright: reportGeneralTypeIssues=false, reportInvalidTypeArguments=false
 
-from typing import List  # noqa: UP035 - Kubeflow knows lists of artifacts by this name only
+from typing import Any, List  # noqa: UP035 - Kubeflow knows lists of artifacts by this name only
 
 from kfp import dsl
 
@@ -35,7 +35,7 @@ def gather(
     """
     from toolwise.steps import headline_metrics, run_step
 
-    parts = {f"answers_{number}": part.path for number, part in enumerate(answers)}
+    parts: dict[str, Any] = {f"answers_{number}": part.path for number, part in enumerate(answers)}
     step = run_step(
         "evaluate",
         settings,

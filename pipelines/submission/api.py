@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,12 +35,6 @@ class RunError(BaseModel):
     """Why a run or a task ended."""
 
     message: str = ""
-
-
-class ChildTask(BaseModel):
-    """What a task is made of."""
-
-    pod_name: str | None = None
 
 
 class TaskDetail(BaseModel):
@@ -157,7 +151,9 @@ class PipelinesApi:
         """The run as it is."""
         return self._model(Run, self._ask("GET", f"runs/{run_id}"))
 
-    def _all(self, path: str, key: str, kind: type[M], query: dict[str, str | None]) -> Iterator[M]:
+    def _all(
+        self, path: str, key: str, kind: type[M], query: Mapping[str, str | None]
+    ) -> Iterator[M]:
         token = ""
         while True:
             asked = {**query, "page_token": token, "page_size": "100"}
@@ -168,7 +164,7 @@ class PipelinesApi:
             if not token:
                 return
 
-    def _upload(self, path: str, package: Path, query: dict[str, str | None]) -> dict[str, Any]:
+    def _upload(self, path: str, package: Path, query: Mapping[str, str | None]) -> dict[str, Any]:
         files = {"uploadfile": (package.name, package.read_bytes())}
         params = {key: value for key, value in query.items() if value}
         return self._ask("POST", path, params=params, files=files)

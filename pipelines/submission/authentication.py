@@ -28,7 +28,10 @@ ADVICE = (
 class Credentials(Protocol):
     """What a request carries so that the server knows who asks."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What people call them."""
+        ...
 
     def headers(self) -> dict[str, str]:
         """The headers of the next request; raises `BackendError` where there are none to be had."""
