@@ -183,9 +183,12 @@ def _evaluation(
         whole = evaluate(**asked, model=model, benchmark=benchmark, corpus=corpus)
         return placement.evaluation(whole).outputs["evaluation"]
     with dsl.ParallelFor(shards, name=f"benchmarks {stage}") as source:
-        share = answer(**asked, source=source, model=model, benchmark=benchmark, corpus=corpus)
-        answers = placement.evaluation(share).outputs["answers"]
-    gathered = gather(**asked, model=model, benchmark=benchmark, answers=dsl.Collected(answers))
+        share = placement.evaluation(
+            answer(**asked, source=source, model=model, benchmark=benchmark, corpus=corpus)
+        )
+    gathered = gather(
+        **asked, model=model, benchmark=benchmark, answers=dsl.Collected(share.outputs["answers"])
+    )
     return placement.light(gathered).outputs["evaluation"]
 
 

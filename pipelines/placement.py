@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from kfp import kubernetes
 from kfp.dsl.pipeline_task import PipelineTask
+from kubernetes.utils import parse_quantity
 
 from toolwise.pod_security import USER
 from toolwise.profile import KubeflowSettings, Profile
@@ -51,33 +54,42 @@ class Placement:
             _retry(task)
         return task
 
-    def heavy(self, task: PipelineTask, accelerators: int | None = None) -> PipelineTask:
-        """A step that runs a model, on `accelerators` GPUs; on those of the profile by default."""
+    def heavy(self, task: PipelineTask) -> PipelineTask:
+        """A step that runs a model, on all the GPUs the profile gives such a step."""
+        kubeflow = self._profile.kubeflow
+        most = 0 if kubeflow is None else kubeflow.accelerators
+        return self._with_model(task, most)
+
+    def evaluation(self, task: PipelineTask) -> PipelineTask:
+        """A step that answers a benchmark: a GPU for each process, and their share of the rest."""
+        kubeflow = self._profile.kubeflow
+        most = 0 if kubeflow is None else kubeflow.accelerators
+        return self._with_model(task, min(most, self._profile.evaluate.processes))
+
+    def _with_model(self, task: PipelineTask, accelerators: int) -> PipelineTask:
         kubeflow = self._profile.kubeflow
         task.set_caching_options(True)
         if kubeflow is None:
             return task
         self._prepare(task, kubeflow, kubeflow.image)
-        _limit(task, kubeflow.cpu, kubeflow.memory)
+        cpu, memory = kubeflow.cpu, kubeflow.memory
+        if accelerators < kubeflow.accelerators:
+            share = Decimal(accelerators) / kubeflow.accelerators
+            cpu = f"{int(parse_quantity(cpu) * share * 1000)}m"
+            memory = f"{int(parse_quantity(memory) * share) >> 20}Mi"
+        _limit(task, cpu, memory)
         _retry(task)
         kubernetes.empty_dir_mount(
             task, "shared-memory", "/dev/shm", medium="Memory", size_limit=kubeflow.shared_memory
         )
-        count = kubeflow.accelerators if accelerators is None else accelerators
-        if count:
+        if accelerators:
             task.set_accelerator_type(kubeflow.accelerator)
-            task.set_accelerator_limit(count)
+            task.set_accelerator_limit(accelerators)
         for label, value in kubeflow.node_selector.items():
             kubernetes.add_node_selector(task, label, value)
         for toleration in kubeflow.tolerations:
             kubernetes.add_toleration(task, **toleration.model_dump())
         return task
-
-    def evaluation(self, task: PipelineTask) -> PipelineTask:
-        """A step that answers a benchmark: each of its processes takes one GPU."""
-        kubeflow = self._profile.kubeflow
-        most = 0 if kubeflow is None else kubeflow.accelerators
-        return self.heavy(task, min(most, self._profile.evaluate.processes))
 
     def training(self, task: PipelineTask) -> PipelineTask:
         """A training step: its pod starts a `TrainJob` and follows it, or trains by itself."""

@@ -94,14 +94,18 @@ def _manifest(client: httpx.Client, name: Image, login: Login | None) -> httpx.R
     asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     if challenge.lower().startswith("bearer") and "realm" in asked:
         token = _token(client, asked, name, login)
+        if token is None:
+            return reply
         return client.head(url, headers={**headers, "Authorization": f"Bearer {token}"})
     if login is not None:
         return client.head(url, headers=headers, auth=(login.username, login.password))
     return reply
 
 
-def _token(client: httpx.Client, asked: Mapping[str, str], name: Image, login: Login | None) -> str:
-    """A token of the registry's own authority (Docker's token authentication)."""
+def _token(
+    client: httpx.Client, asked: Mapping[str, str], name: Image, login: Login | None
+) -> str | None:
+    """A token of the registry's own authority (Docker's token authentication); None without one."""
     query = {
         "service": asked.get("service", ""),
         "scope": asked.get("scope") or f"repository:{name.repository}:pull",
@@ -109,9 +113,9 @@ def _token(client: httpx.Client, asked: Mapping[str, str], name: Image, login: L
     auth = (login.username, login.password) if login else None
     answer = client.get(asked["realm"], params=query, auth=auth)
     if not answer.is_success:
-        return ""
+        return None
     body = answer.json()
-    return str(body.get("token") or body.get("access_token") or "")
+    return body.get("token") or body.get("access_token")
 
 
 def logins_of(secret: Mapping[str, str]) -> dict[str, Login]:

@@ -37,12 +37,6 @@ class RunError(BaseModel):
     message: str = ""
 
 
-class ChildTask(BaseModel):
-    """What a task is made of."""
-
-    pod_name: str | None = None
-
-
 class TaskDetail(BaseModel):
     """A node of a run: a step, or one of the server's own around it."""
 
@@ -157,7 +151,9 @@ class PipelinesApi:
         """The run as it is."""
         return self._model(Run, self._ask("GET", f"runs/{run_id}"))
 
-    def _all(self, path: str, key: str, kind: type[M], query: dict[str, str | None]) -> Iterator[M]:
+    def _all(
+        self, path: str, key: str, kind: type[M], query: Mapping[str, str | None]
+    ) -> Iterator[M]:
         token = ""
         while True:
             asked = {**query, "page_token": token, "page_size": "100"}

@@ -30,7 +30,7 @@ class Credentials(Protocol):
 
     @property
     def name(self) -> str:
-        """What they are, for messages."""
+        """What people call them."""
         ...
 
     def headers(self) -> dict[str, str]:

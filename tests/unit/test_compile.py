@@ -276,7 +276,11 @@ def test_each_benchmark_is_answered_in_a_pod_of_its_own_and_gathered(compiled):
     for loop in loops.values():
         items = yaml.safe_load(loop["parameterIterator"]["items"]["raw"])
         assert items == sorted(one.path for one in profile.data.published.benchmark)
-    assert executors(spec)["answer"]["resources"]["accelerator"]["resourceCount"] == "1"
+    # One GPU of eight, and an eighth of 32 cores and 256 GiB.
+    resources = executors(spec)["answer"]["resources"]
+    assert resources["accelerator"]["resourceCount"] == "1"
+    assert resources["resourceCpuLimit"] == "4000m"
+    assert resources["resourceMemoryLimit"] == "32768Mi"
     gathered = tasks(spec)["gather-3"]["inputs"]["artifacts"]["answers"]["taskOutputArtifact"]
     assert gathered["producerTask"] in loops
     assert tasks(spec)["promote"]["inputs"]["artifacts"]["challenger"] == {
