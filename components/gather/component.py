@@ -3,7 +3,7 @@
 # A list of artifacts has no type of its own in Kubeflow's annotations.
 # pyright: reportGeneralTypeIssues=false, reportInvalidTypeArguments=false
 
-from typing import Any, List  # noqa: UP035 - Kubeflow knows lists of artifacts by this name only
+from typing import List  # noqa: UP035 - Kubeflow knows lists of artifacts by this name only
 
 from kfp import dsl
 
