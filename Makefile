@@ -78,7 +78,7 @@ compile: setup ## write build/metis-<profile>.yaml for every profile
 	done
 
 submit-pipeline: PROFILE := $(if $(filter demo,$(PROFILE)),qwen3-vl-8b,$(PROFILE))
-submit-pipeline: setup ## submit to the Kubeflow Pipelines server KFP_HOST names; PROFILE=…
+submit-pipeline: setup ## submit to Kubeflow Pipelines (KFP_HOST, or found) and follow the run; PROFILE=…
 	$(BIN)/toolwise submit --profile $(PROFILE) $(SEED_OPTION)
 
 # The first that works: a docker without its daemon is passed over. Without `--format docker`,
