@@ -3,7 +3,7 @@
 The base is Debian with its Python, made by debootstrap. Images run in podman as a cluster would run
 them: as user 10001, without capabilities, on a root file system that is read-only, with /tmp. What
 this installs are Debian's packages of buildah, debootstrap and podman; what it builds it removes.
-The trainer and the rollout server, tens of gigabytes of CUDA, are not built.
+The trainer and the rollout server, with CUDA and vLLM, are not built.
 
     make test-images              # operator, agent and sandbox
     python -m tests.images agent  # one of them

@@ -17,12 +17,12 @@ TAG = "check"
 BASE = f"{REGISTRY}/base:{TAG}"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 DEBIAN = "http://deb.debian.org/debian"
-# Without a daemon, and without rights to nest containers; a layer is built once for all images.
-ENVIRONMENT = {"BUILDAH_ISOLATION": "chroot", "BUILDAH_LAYERS": "true"}
+# Without a daemon, and without rights to nest containers; each image from nothing but the base.
+ENVIRONMENT = {"BUILDAH_ISOLATION": "chroot", "BUILDAH_LAYERS": "false"}
 
 
 class Building(NamedTuple):
-    """What an image is and took; layers that several share count for the one built first.
+    """What an image is and took.
 
     Args:
         megabytes: of its layers, uncompressed (10⁶ bytes), the base's included.
