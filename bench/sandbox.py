@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,7 +153,11 @@ class Soak(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What this process and all it has started hold: unshared memory, processes and handles."""
+    """What this process and all it has started hold: memory, processes and handles.
+
+    Of the memory what is no file's: other programs' end makes a file's pages weigh more on those
+    who still map it.
+    """
 
     megabytes: float
     processes: int
@@ -164,13 +169,20 @@ class Held(NamedTuple):
         """With the files of a folder."""
         gc.collect()
         us = psutil.Process()
-        family = [us, *us.children(recursive=True)]
-        return Held(
-            sum(one.memory_full_info().pss for one in family) / 1e6,
-            len(family),
-            sum(one.num_fds() for one in family),
-            len(list(folder.rglob("*"))),
-        )
+        memory, handles = [], []
+        for one in [us, *us.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):  # it ended
+                memory.append(_allocated_bytes(one.pid))
+                handles.append(one.num_fds())
+        files = len(list(folder.rglob("*")))
+        return Held(sum(memory) / 1e6, len(handles), sum(handles), files)
+
+
+def _allocated_bytes(pid: int) -> int:
+    """A process's proportional share (PSS) of the memory that no file stands behind."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kilobytes = {line.split(":")[0]: int(line.split()[-2]) for line in lines[1:]}
+    return 1024 * (kilobytes["Pss_Anon"] + kilobytes["Pss_Shmem"])
 
 
 def soak(calls: int, workers: int = 4) -> Soak:
