@@ -12,7 +12,7 @@ from PIL import Image
 
 from toolwise.agent import Sampling
 from toolwise.agent.transformers_batch import TransformersBatch
-from toolwise.agent.transformers_engine import TransformersEngine
+from toolwise.agent.transformers_engine import TransformersEngine, own_device
 from toolwise.data import Message, encode_image
 from toolwise.synthetic.model import build_model, build_processor
 from toolwise.tools.python import PYTHON_SCHEMA
@@ -184,3 +184,15 @@ def test_a_tiny_nucleus_is_greedy(engine) -> None:
 
     nucleus = Sampling(temperature=1.0, top_p=1e-6, max_tokens=8, seed=0)
     assert tokens(nucleus) == tokens(Sampling(max_tokens=8))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "rank", "device"),
+    [(0, "1", "cpu"), (1, None, "cuda:0"), (1, "1", "cuda:0"), (2, "3", "cuda:1")],
+)
+def test_processes_side_by_side_share_out_the_gpus(monkeypatch, gpus, rank, device) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert own_device() == device

@@ -6,6 +6,7 @@ How a batch is decoded is in `transformers_batch`. Under greedy decoding it writ
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,17 @@ class TransformersEngine:
         self.stats = EngineStats()
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "cpu") -> TransformersEngine:
-        """Load a checkpoint; raises `InputError` where `path` is not one."""
+    def load(cls, path: str | Path, *, device: str | None = None) -> TransformersEngine:
+        """Load a checkpoint, onto this process's GPU where the machine has any.
+
+        Raises:
+            InputError: `path` is not a checkpoint.
+        """
         if not (Path(path) / "config.json").exists():
             raise InputError(f"{path}: no config.json; is this a model checkpoint?")
         torch.set_flush_denormal(True)
         model: Any = AutoModelForImageTextToText.from_pretrained(path)
-        return cls(model.to(device).eval(), load_processor(path), name=Path(path).name)
+        return cls(model.to(device or own_device()).eval(), load_processor(path), name=Path(path).name)
 
     def start(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]
@@ -72,6 +77,13 @@ class TransformersEngine:
             )
         rows = [Conversation(list(p.ids), list(p.ids), list(p.images)) for p in prompts]
         return TransformersBatch(self, rows)
+
+
+def own_device() -> str:
+    """Where this process computes: processes side by side, told apart by `LOCAL_RANK`, share GPUs
+    out among them."""
+    gpus = torch.cuda.device_count()
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % gpus}" if gpus else "cpu"
 
 
 def suppressed_token_ids(tokenizer: Any) -> list[int]:

@@ -258,8 +258,8 @@ def _answer(
     busy: set[Connection] = set()
     try:
         with ExitStack() as workers:
-            for _ in range(min(processes, len(waiting))):
-                connection = workers.enter_context(_worker(setup))
+            for number in range(min(processes, len(waiting))):
+                connection = workers.enter_context(_worker(setup, number))
                 connection.send(waiting.popleft())
                 busy.add(connection)
             while busy:
@@ -281,9 +281,10 @@ def _answer(
 
 
 @contextmanager
-def _worker(setup: WorkerSetup) -> Iterator[Connection]:
+def _worker(setup: WorkerSetup, number: int) -> Iterator[Connection]:
     """A worker process; it ends when the connection is closed, also by this process's death."""
     # One thread each: two one-thread processes do more than one with two.
-    with child_process("toolwise.evaluation.worker:main", {"OMP_NUM_THREADS": "1"}) as connection:
+    environment = {"OMP_NUM_THREADS": "1", "LOCAL_RANK": str(number)}
+    with child_process("toolwise.evaluation.worker:main", environment) as connection:
         connection.send(setup)
         yield connection

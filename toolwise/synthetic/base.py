@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, IterableDataset
 
-from toolwise.agent.rendering import Renderer
+from toolwise.agent.rendering import RenderedConversation, Renderer
 from toolwise.data import Message
 from toolwise.progress import Log, Progress
 from toolwise.storage import atomic_directory
@@ -87,6 +87,7 @@ def train_base(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
         lr=settings.learning_rate,
         betas=(0.9, 0.98),
+        fused=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: _warm_hold_decay(step, settings.steps)
@@ -146,7 +147,7 @@ def _warm_hold_decay(step: int, steps: int, warm_up: int = 50, hold: float = 0.6
 
 
 class _Lessons(IterableDataset[list[dict[str, torch.Tensor]]]):
-    """An endless stream of batches, each in two parts, with and without images (less padding)."""
+    """An endless stream of batches, each in two parts: short and long conversations."""
 
     def __init__(self, renderer: Renderer, batch_size: int, rng: np.random.Generator) -> None:
         self._renderer = renderer
@@ -161,11 +162,7 @@ class _Lessons(IterableDataset[list[dict[str, torch.Tensor]]]):
             conversations = [
                 self._renderer.conversation(self._lesson(name), self._tools(name)) for name in drawn
             ]
-            parts = (
-                [c for c in conversations if c.images],
-                [c for c in conversations if not c.images],
-            )
-            yield [collate(part, self._renderer) for part in parts if part]
+            yield [collate(part, self._renderer) for part in _short_and_long(conversations)]
 
     def _tools(self, name: str) -> Sequence[dict[str, Any]]:
         """The tools a lesson's prompt offers, though none of them is ever called here."""
@@ -207,6 +204,17 @@ class _Lessons(IterableDataset[list[dict[str, torch.Tensor]]]):
                 fact = facts.changing_fact(rng)
                 task = facts.search_task("", fact, rng)
                 return _ask(f"{fact.passage}\n{task.question}", fact.value)
+
+
+def _short_and_long(
+    conversations: Sequence[RenderedConversation],
+) -> Iterator[list[RenderedConversation]]:
+    """The conversations in two parts, cut where that leaves the least padding."""
+    rising = sorted(conversations, key=lambda c: len(c.ids))
+    longest = len(rising[-1].ids)
+    spared = [n * (longest - len(rising[n - 1].ids)) for n in range(1, len(rising) + 1)]
+    cut = 1 + spared.index(max(spared))
+    return (part for part in (rising[:cut], rising[cut:]) if part)
 
 
 def _ask(question: str, answer: str, image: Image.Image | None = None) -> list[Message]:
