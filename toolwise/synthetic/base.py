@@ -27,7 +27,7 @@ from toolwise.storage import atomic_directory
 from toolwise.synthetic import arithmetic, facts, perception
 from toolwise.synthetic.digits import ScanSplit
 from toolwise.synthetic.environment import PHRASES
-from toolwise.synthetic.model import build_model, build_processor
+from toolwise.synthetic.model import VIEW, build_model, build_processor
 from toolwise.synthetic.perception import Size
 from toolwise.synthetic.settings import BaseStageSettings
 from toolwise.tools.python import PYTHON_SCHEMA
@@ -93,11 +93,8 @@ def train_base(
         optimiser, lambda step: _warm_hold_decay(step, settings.steps)
     )
     for step in range(settings.steps):
-        batches = next(stream)
-        written = sum(int((b["labels"] != IGNORED).sum()) for b in batches)
-        written = _summed(torch.tensor(written))
-        total = torch.zeros(())
-        for batch in batches:
+        sums = torch.zeros(2)
+        for batch in next(stream):
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch).logits[:, :-1]
             loss = torch.nn.functional.cross_entropy(
@@ -106,38 +103,40 @@ def train_base(
                 reduction="sum",
                 label_smoothing=LABEL_SMOOTHING,
             )
-            (loss / written).backward()
-            total += loss.detach() / written
-        _add_up_gradients(model)
-        total = _summed(total)
+            loss.backward()
+            sums += torch.stack([loss.detach(), (labels != IGNORED).sum()])
+        mean = _mean_over_group(model, sums)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
         if log and step % 10 == 9:
-            log({"loss": total.item()}, step + 1)
+            log({"loss": mean}, step + 1)
         if progress:
-            progress(step + 1, settings.steps, f"loss {total:.3f}")
+            progress(step + 1, settings.steps, f"loss {mean:.3f}")
     if group.is_main_process:
         with atomic_directory(out_dir) as folder:
             model.eval().save_pretrained(folder)
             processor.save_pretrained(folder)
 
 
-def _summed(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor summed over the processes of the group."""
-    return cast(torch.Tensor, reduce(tensor, "sum"))
+def _mean_over_group(model: torch.nn.Module, sums: torch.Tensor) -> float:
+    """Make every process's gradients those of the group's mean loss, and return that.
 
-
-def _add_up_gradients(model: torch.nn.Module) -> None:
-    """Make every process's gradients the sum over the group's."""
-    if PartialState().num_processes == 1:
-        return
+    Args:
+        model: with gradients of this process's summed loss.
+        sums: [2], that loss and the tokens it counts.
+    """
     for parameter in model.parameters():  # a process without images has none for the encoder
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients: Any = [parameter.grad for parameter in model.parameters()]
-    vector_to_parameters(_summed(parameters_to_vector(gradients)), gradients)
+    # At once: each meeting of the processes waits for the slower one.
+    everything = torch.cat([parameters_to_vector(gradients), sums])
+    everything = cast(torch.Tensor, reduce(everything, "sum"))
+    total, count = everything[-2:].tolist()
+    vector_to_parameters(everything[:-2] / count, gradients)
+    return total / count
 
 
 def _warm_hold_decay(step: int, steps: int, warm_up: int = 50, hold: float = 0.65) -> float:
@@ -220,8 +219,10 @@ def _short_and_long(
 def _ask(question: str, answer: str, image: Image.Image | None = None) -> list[Message]:
     parts = []
     if image is not None:
+        # As the image processor would: packing and unpacking the whole scene costs more.
+        view = image.resize((VIEW, VIEW), Image.Resampling.BICUBIC)
         data = io.BytesIO()
-        image.save(data, format="BMP")  # read once and thrown away: compressing it would not pay
+        view.save(data, format="BMP")
         parts = [{"type": "image", "image": data.getvalue()}]
     return [
         {"role": "user", "content": [*parts, {"type": "text", "text": question}]},

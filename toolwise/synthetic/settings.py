@@ -29,7 +29,7 @@ class BaseStageSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: PositiveInt = 850
+    steps: PositiveInt = 900
     batch_size: PositiveInt = 40
     processes: PositiveInt = 1
     learning_rate: PositiveFloat = 2e-3
