@@ -52,7 +52,9 @@ class TransformersEngine:
             raise InputError(f"{path}: no config.json; is this a model checkpoint?")
         torch.set_flush_denormal(True)
         model: Any = AutoModelForImageTextToText.from_pretrained(path)
-        return cls(model.to(device or own_device()).eval(), load_processor(path), name=Path(path).name)
+        return cls(
+            model.to(device or own_device()).eval(), load_processor(path), name=Path(path).name
+        )
 
     def start(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]
