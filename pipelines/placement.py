@@ -104,6 +104,8 @@ class Placement:
             memory=kubeflow.memory,
             secret=kubeflow.secret,
             secret_keys=secret_keys(self._profile),
+            node_selector=kubeflow.node_selector,
+            tolerations=kubeflow.tolerations,
             vllm_image=kubeflow.vllm_image,
             sandbox=kubeflow.sandbox,
         )

@@ -18,6 +18,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.metis import LABELS, STEPS, compile_pipeline, step_names
 from toolwise.profile import Profile, load_profile, profile_names
+from toolwise.toleration import Toleration
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
 CLUSTER_PROFILES = [name for name in profile_names() if load_profile(name).kubeflow is not None]
@@ -296,6 +297,20 @@ def changed(**kubeflow: Any) -> Profile:
     content = profile.model_dump(mode="json")
     content["kubeflow"] |= kubeflow
     return Profile.model_validate(content)
+
+
+def test_a_training_hands_its_nodes_on_to_the_trainjob(tmp_path: Path):
+    profile = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    tolerated = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
+    profile["kubeflow"] |= {"node_selector": {"gpu": "h100"}, "tolerations": [tolerated]}
+    compile_pipeline(Profile.model_validate(profile), tmp_path / "changed.yaml")
+    documents = list(yaml.safe_load_all((tmp_path / "changed.yaml").read_text()))
+    told = variables(executors(documents[0])["train-hdpo"])[CLUSTER_VARIABLE]
+    cluster = Cluster.model_validate_json(told)
+    assert cluster.node_selector == {"gpu": "h100"}
+    assert cluster.tolerations == (Toleration(key="nvidia.com/gpu", effect="NoSchedule"),)
+    # The pod that follows it needs no GPU, so it runs anywhere.
+    assert "nodeSelector" not in pods(documents)["train-hdpo"]
 
 
 def test_nodes_pull_secret_and_shared_memory_are_the_profiles(tmp_path: Path):
