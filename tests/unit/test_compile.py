@@ -299,6 +299,30 @@ def changed(**kubeflow: Any) -> Profile:
     return Profile.model_validate(content)
 
 
+@pytest.mark.parametrize(("processes", "gpus"), [(1, "1"), (4, "4"), (16, "8")])
+def test_a_step_in_which_a_model_answers_has_a_gpu_per_process(
+    processes: int, gpus: str, tmp_path: Path
+):
+    profile = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    profile["evaluate"]["processes"] = processes
+    compile_pipeline(Profile.model_validate(profile), tmp_path / "changed.yaml")
+    containers = executors(next(yaml.safe_load_all((tmp_path / "changed.yaml").read_text())))
+    # A curation has one process, whatever the evaluation has.
+    for step, expected in (("answer", gpus), ("curate-sft", "1"), ("curate-rl", "1")):
+        resources = containers[step]["resources"]
+        assert resources["accelerator"]["resourceCount"] == expected
+        # Each GPU of eight comes with an eighth of 32 cores.
+        cores = resources["resourceCpuLimit"]
+        assert cores == ("32" if expected == "8" else f"{4000 * int(expected)}m")
+
+
+@pytest.mark.parametrize("name", CLUSTER_PROFILES)
+def test_no_evaluation_has_more_processes_than_gpus(name: str):
+    profile = load_profile(name)
+    assert profile.kubeflow is not None
+    assert profile.evaluate.processes <= profile.kubeflow.accelerators
+
+
 def test_a_training_hands_its_nodes_on_to_the_trainjob(tmp_path: Path):
     profile = load_profile("qwen3-vl-8b").model_dump(mode="json")
     tolerated = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
