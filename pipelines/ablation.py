@@ -72,7 +72,7 @@ def ablation(profile: "Profile", variants: Variants) -> GraphComponent:
         base = heavy(base_model(settings=profile.base.model_dump_json(), seed=seed)).outputs[
             "model"
         ]
-        trajectories = heavy(
+        trajectories = placement.answering(
             curate_sft(
                 settings=profile.curate_sft.model_dump_json(),
                 model=base,
@@ -85,7 +85,7 @@ def ablation(profile: "Profile", variants: Variants) -> GraphComponent:
                 settings=profile.sft.model_dump_json(), seed=seed, model=base, curated=trajectories
             )
         ).outputs["checkpoint"]
-        prompts = heavy(
+        prompts = placement.answering(
             curate_rl(
                 settings=profile.curate_rl.model_dump_json(),
                 model=start,
@@ -99,14 +99,15 @@ def ablation(profile: "Profile", variants: Variants) -> GraphComponent:
             trained = training(
                 train_hdpo(settings=variant.settings, model=start, curated=prompts, **shared)
             ).outputs["checkpoint"]
-            placement.evaluation(
+            placement.answering(
                 evaluate(
                     settings=profile.evaluate.model_dump_json(),
                     stage=variant.stage,
                     model=trained,
                     benchmark=data["benchmark"],
                     **shared,
-                )
+                ),
+                profile.evaluate.processes,
             )
 
     return pipeline

@@ -83,10 +83,11 @@ def metis(profile: "Profile") -> GraphComponent:
 
 def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
     light, heavy, training = placement.light, placement.heavy, placement.training
+    answering = placement.answering
     data = light(prepare_data(settings=profile.data.model_dump_json(), seed=seed)).outputs
     corpus, benchmark = data["corpus"], data["benchmark"]
     base = heavy(base_model(settings=profile.base.model_dump_json(), seed=seed)).outputs["model"]
-    sft_curation = heavy(
+    sft_curation = answering(
         curate_sft(
             settings=profile.curate_sft.model_dump_json(),
             seed=seed,
@@ -100,7 +101,7 @@ def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
             settings=profile.sft.model_dump_json(), seed=seed, model=base, curated=sft_curation
         )
     ).outputs["checkpoint"]
-    rl_curation = heavy(
+    rl_curation = answering(
         curate_rl(
             settings=profile.curate_rl.model_dump_json(),
             seed=seed,
@@ -178,13 +179,14 @@ def _evaluation(
 ) -> PipelineChannel:
     """A checkpoint's evaluation: in one step, or on a cluster each benchmark on its own."""
     asked = {"settings": profile.evaluate.model_dump_json(), "seed": seed, "stage": stage}
-    shards = _benchmarks(profile)
+    processes, shards = profile.evaluate.processes, _benchmarks(profile)
     if not shards:
         whole = evaluate(**asked, model=model, benchmark=benchmark, corpus=corpus)
-        return placement.evaluation(whole).outputs["evaluation"]
+        return placement.answering(whole, processes).outputs["evaluation"]
     with dsl.ParallelFor(shards, name=f"benchmarks {stage}") as source:
-        share = placement.evaluation(
-            answer(**asked, source=source, model=model, benchmark=benchmark, corpus=corpus)
+        share = placement.answering(
+            answer(**asked, source=source, model=model, benchmark=benchmark, corpus=corpus),
+            processes,
         )
     gathered = gather(
         **asked, model=model, benchmark=benchmark, answers=dsl.Collected(share.outputs["answers"])

@@ -60,11 +60,11 @@ class Placement:
         most = 0 if kubeflow is None else kubeflow.accelerators
         return self._with_model(task, most)
 
-    def evaluation(self, task: PipelineTask) -> PipelineTask:
-        """A step that answers a benchmark: a GPU for each process, and their share of the rest."""
+    def answering(self, task: PipelineTask, processes: int = 1) -> PipelineTask:
+        """A step in which a model answers: a GPU for each process, and their share of the rest."""
         kubeflow = self._profile.kubeflow
         most = 0 if kubeflow is None else kubeflow.accelerators
-        return self._with_model(task, min(most, self._profile.evaluate.processes))
+        return self._with_model(task, min(most, processes))
 
     def _with_model(self, task: PipelineTask, accelerators: int) -> PipelineTask:
         kubeflow = self._profile.kubeflow
@@ -104,6 +104,8 @@ class Placement:
             memory=kubeflow.memory,
             secret=kubeflow.secret,
             secret_keys=secret_keys(self._profile),
+            node_selector=kubeflow.node_selector,
+            tolerations=kubeflow.tolerations,
             vllm_image=kubeflow.vllm_image,
             sandbox=kubeflow.sandbox,
         )

@@ -79,6 +79,15 @@ stderr = Console(stderr=True, highlight=False)
 class Commands(TyperGroup):
     """Prints errors a person can mend in red, without a traceback, and exits 1."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse what no file, tag or log entry could hold."""
+        for argument in args:
+            try:
+                argument.encode()
+            except UnicodeEncodeError:
+                raise typer.BadParameter(f"{argument!a} is not valid UTF-8") from None
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,7 @@ from toolwise.promotion.policy import GatePolicy
 from toolwise.serving.cluster import ClusterSettings, DeploymentSettings
 from toolwise.serving.settings import ServingSettings
 from toolwise.synthetic.settings import BaseStageSettings, SignboardSettings
+from toolwise.toleration import Toleration
 from toolwise.tools.search.settings import SearchSettings
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.settings import HdpoSettings, SftSettings
@@ -58,25 +59,6 @@ class BaseModelSettings(BaseModel):
         return self
 
 
-class Toleration(BaseModel):
-    """A taint of nodes that pods put up with, as Kubernetes has it; without a key, every one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    key: str | None = None
-    operator: Literal["Equal", "Exists"] = "Exists"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-
-    @model_validator(mode="after")
-    def _can_match(self) -> Self:
-        if (self.operator == "Equal") != (self.value is not None) or not (
-            self.key or self.operator == "Exists"
-        ):
-            raise ValueError("`Equal` takes a key and a value, `Exists` takes no value")
-        return self
-
-
 class KubeflowSettings(BaseModel):
     """What a Kubeflow Pipelines server needs to run the steps as pods.
 
@@ -91,12 +73,13 @@ class KubeflowSettings(BaseModel):
         sandbox: server that runs the model's code (`toolwise.tools.server`), as pods reach it;
             without one, each pod does, if it may make namespaces.
         accelerator: resource name of the GPUs.
-        accelerators: GPUs of each step that runs a model; an evaluation takes one per process, and
-            with fewer GPUs as much less of `cpu` and `memory`.
+        accelerators: GPUs of each step that trains; a curation takes one, an evaluation one per
+            process, and with fewer GPUs as much less of `cpu` and `memory`.
         cpu, memory: limits of each step that runs a model.
         shared_memory: size of `/dev/shm` there, through which processes exchange tensors; a part
             of `memory`.
-        node_selector, tolerations: labels and taints of the nodes these steps run on.
+        node_selector, tolerations: labels and taints of the nodes these steps run on, and of those
+            of the `TrainJob`s and vLLM servers they start.
         secret: Kubernetes secret with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
             `AWS_ENDPOINT_URL_S3`, with `SERPER_API_KEY` where `search` asks Serper, and with the
             key that `judge` names; `HF_TOKEN` is used where it is there.

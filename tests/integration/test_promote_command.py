@@ -31,7 +31,14 @@ def environment(
     (tmp_path / "model").mkdir()
 
 
-def evaluation(uri: str, folder: Path, *, redundant: int = 0, benchmark: str = "ab" * 32) -> Path:
+def evaluation(
+    uri: str,
+    folder: Path,
+    *,
+    redundant: int = 0,
+    benchmark: str = "ab" * 32,
+    checkpoint: str | None = None,
+) -> Path:
     """Of 200 items half need a call and get one; of the others the first `redundant` get one."""
     folder.mkdir()
     scores: list[RolloutScore] = []
@@ -43,6 +50,7 @@ def evaluation(uri: str, folder: Path, *, redundant: int = 0, benchmark: str = "
     write_scores(folder / "scores.jsonl", scores)
     summaries = {mode: summarise(scores, mode) for mode in ("greedy", "sampled")}
     facts = {
+        "checkpoint": checkpoint,
         "benchmark": benchmark,
         "metric_version": METRIC_VERSION,
         "items": 200,
@@ -61,6 +69,14 @@ def toolwise(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
     assert result.exception is None, result.output
     return result.output
+
+
+def refused(*arguments: object) -> str:
+    """What is said, on one line, where the command ends with an error."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), result.exception
+    return " ".join((result.output + result.stderr).split())
 
 
 def test_a_decision_is_explained_and_nothing_changes(uri: str, tmp_path: Path):
@@ -110,12 +126,13 @@ def test_promoted_overtaken_and_put_back(uri: str, tmp_path: Path):
 
 
 def test_a_champion_of_other_items_needs_an_evaluation_on_these(uri: str, tmp_path: Path):
-    old = evaluation(uri, tmp_path / "old", benchmark="cd" * 32)
+    old = evaluation(uri, tmp_path / "old", benchmark="cd" * 32, checkpoint="c1" * 32)
     toolwise(
         *("promote", "--model", tmp_path / "model", "--challenger", old, "--baseline", old),
         *("--out", tmp_path / "decision.json"),
     )
-    new, champion = (evaluation(uri, tmp_path / name) for name in ("new", "champion-again"))
+    new = evaluation(uri, tmp_path / "new", checkpoint="c2" * 32)
+    champion = evaluation(uri, tmp_path / "champion-again", checkpoint="c1" * 32)
     policy = tmp_path / "policy.yaml"
     policy.write_text("{}")
     judging = ("promote", "--dry-run", "--challenger", new, "--baseline", new, "--policy", policy)
@@ -123,6 +140,39 @@ def test_a_champion_of_other_items_needs_an_evaluation_on_these(uri: str, tmp_pa
     told = toolwise(*judging, "--champion", champion)
     assert "promote (greedy answers" in told
     assert "accuracy compared with the champion (version 1)" in told
+
+
+@pytest.mark.parametrize(("other", "named"), [("c3" * 32, "c3" * 32), (None, "it does not name")])
+def test_an_evaluation_of_another_model_is_not_taken_for_the_champions(
+    uri: str, tmp_path: Path, other: str | None, named: str
+):
+    old = evaluation(uri, tmp_path / "old", benchmark="cd" * 32, checkpoint="c1" * 32)
+    promoting = ("promote", "--model", tmp_path / "model", "--baseline", old)
+    toolwise(*promoting, "--challenger", old, "--out", tmp_path / "first.json")
+    new = evaluation(uri, tmp_path / "new", checkpoint="c2" * 32)
+    foreign = evaluation(uri, tmp_path / "foreign", checkpoint=other)
+    # Not even where a champion that cannot be compared may be passed over.
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("incomparable_champion: baseline")
+    for more in (("--dry-run",), ("--out", tmp_path / "second.json")):
+        told = refused(
+            *(*promoting, "--challenger", new, "--champion", foreign, "--policy", policy, *more)
+        )
+        assert f"foreign: an evaluation of {'the checkpoint ' if other else 'a '}" in told
+        assert named in told
+        assert "the champion, version 1 of" in told
+        assert "c1" * 32 in told
+        assert f"evaluate the checkpoint at {tmp_path / 'model'}" in told
+    assert len(toolwise("decisions").splitlines()) == 2
+    assert not (tmp_path / "second.json").exists()
+
+
+def test_without_a_champion_none_can_be_given(uri: str, tmp_path: Path):
+    new = evaluation(uri, tmp_path / "new", checkpoint="c2" * 32)
+    told = refused(
+        *("promote", "--dry-run", "--challenger", new, "--baseline", new, "--champion", new)
+    )
+    assert "has no champion that this could be an evaluation of; leave --champion out" in told
 
 
 def test_a_step_cut_off_after_the_promotion_decides_the_same_again(uri: str, tmp_path: Path):

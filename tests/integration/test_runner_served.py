@@ -103,6 +103,7 @@ def test_the_result_is_the_same_whatever_the_concurrency(server: ScriptedServer,
 
     metrics = json.loads((tmp_path / "16" / "metrics.json").read_text())
     assert metrics["model"] == {"base_url": server.url, "model": "m"}
+    assert metrics["checkpoint"] == f"m at {server.url}"
     assert metrics["greedy"]["overall"]["tool_call_rate"]["value"] == pytest.approx(1 / 13)
 
     evaluate(at(server), benchmark, None, tmp_path / "other", SETTINGS, 4)

@@ -25,6 +25,7 @@ from toolwise.data.parquet import write_trajectories
 from toolwise.errors import BackendError, InputError
 from toolwise.steps import run_step
 from toolwise.steps.node import Word, word_in
+from toolwise.toleration import Toleration
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher import following
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
@@ -46,7 +47,10 @@ CLUSTER = Cluster(
     secret="toolwise-storage",
     secret_keys=("AWS_ACCESS_KEY_ID",),
     vllm_image="ghcr.io/toolwise/rollout:1",
+    node_selector={"gpu": "h100"},
+    tolerations=(Toleration(key="nvidia.com/gpu", effect="NoSchedule"),),
 )
+TOLERATED = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 WORK = NodeWork(
     step="train-hdpo",
     settings="{}",
@@ -56,7 +60,7 @@ WORK = NodeWork(
 )
 
 
-def a_job(**cluster: str) -> models.TrainerV1alpha1TrainJob:
+def a_job(**cluster: Any) -> models.TrainerV1alpha1TrainJob:
     return train_job("train-hdpo-0", WORK, 8, HARDWARE, CLUSTER.model_copy(update=cluster))
 
 
@@ -141,6 +145,15 @@ def test_every_node_gets_the_profiles_gpus_and_the_same_work() -> None:
     assert {"secretKeyRef": secret} in [e.get("valueFrom") for e in trainer["env"]]
 
 
+def test_its_pods_run_on_the_profiles_nodes() -> None:
+    [patch] = a_job().to_dict()["spec"]["runtimePatches"]
+    [job] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert job["name"] == "node"
+    assert pod == {"nodeSelector": {"gpu": "h100"}, "tolerations": TOLERATED}
+    assert "runtimePatches" not in a_job(node_selector={}, tolerations=()).to_dict()["spec"]
+
+
 def test_the_name_is_the_works_own() -> None:
     one, same, other = (job_name("train-sft", {"seed": seed}) for seed in (1, 1, 2))
     assert one == same != other
@@ -162,7 +175,9 @@ def test_a_server_beside_it_is_told_to_the_trainers_and_goes_with_the_job() -> N
     for made in (deployment, service):
         kubernetes_validate.validate(made, "1.31", strict=True)
         assert made["metadata"]["ownerReferences"][0]["uid"] == "uid-0"
-    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert (pod["nodeSelector"], pod["tolerations"]) == ({"gpu": "h100"}, TOLERATED)
+    [container] = pod["containers"]
     assert "--tensor-parallel-size=4" in container["command"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
     labels = deployment["spec"]["template"]["metadata"]["labels"]

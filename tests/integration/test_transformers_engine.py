@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,3 +198,16 @@ def test_processes_side_by_side_share_out_the_gpus(monkeypatch, gpus, rank, devi
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert own_device() == device
+
+
+def test_a_bf16_checkpoint_answers_two_turns_in_bf16(tmp_path: Path):
+    processor = build_processor([PYTHON_SCHEMA], ["What is "])
+    build_model(processor.tokenizer).to(torch.bfloat16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    engine = TransformersEngine.load(tmp_path, device="cpu")
+    assert engine.model.dtype == torch.bfloat16
+    batch = two_turns(engine, Sampling(max_tokens=6))
+    for row in (1, 4):
+        record = batch.tokens(row)
+        assert 0 < sum(record.mask) <= 12
+        assert all(math.isfinite(logprob) and logprob <= 0 for logprob in record.logprobs)

@@ -13,7 +13,7 @@ from tests.manifests.manifests import Document, check, read
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("base", "overlays/kind", "overlays/gpu")
 KUBECTL = shutil.which("kubectl")
-"""Builds the overlays; PyPI has no kustomize."""
+"""Builds the overlays, from kubectl 1.21 on."""
 
 
 class Refused(Exception):

@@ -199,6 +199,25 @@ def policies(pod: Pod, documents: list[Document]) -> list[Document]:
     ]
 
 
+def test_steps_get_in_from_the_releases_namespace_and_from_those_that_are_named() -> None:
+    named = {"networkPolicy": {"clientNamespaces": ["team-a", "team-b"]}}
+    documents = render(merged(values("values-gpu"), named))
+    step = {"pipelines.kubeflow.org/v2_component": "true"}
+    for part in ("mlflow", "sandbox", "searxng", "endpoints"):
+        policy = the("NetworkPolicy", f"toolwise-{part}", documents)["spec"]
+        [rule] = policy["ingress"]
+        others = {
+            peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+            for peer in rule["from"]
+            # With a podSelector beside it only some of the namespace's pods would get in.
+            if "namespaceSelector" in peer and "podSelector" not in peer
+        }
+        assert {"team-a", "team-b"} <= others, part
+        assert "kubeflow" not in others, part
+        here = [peer["podSelector"] for peer in rule["from"] if "namespaceSelector" not in peer]
+        assert any(selects(selector, step) for selector in here), part
+
+
 def test_the_sandbox_reaches_nothing_and_every_other_pod_only_what_is_named(
     small: list[Document],
 ) -> None:

@@ -17,10 +17,11 @@ from toolwise.pod_security import USER
 from toolwise.profile import KubeflowSettings, Profile, load_profile
 from toolwise.serving.cluster import ClusterSettings
 from toolwise.serving.inference_service import inference_service
+from toolwise.toleration import Toleration
 from toolwise.tools.search.settings import SearchSettings
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher.cluster import Cluster
-from toolwise.training.launcher.trainjob import RUNTIME, VOLUME, NodeWork, train_job
+from toolwise.training.launcher.trainjob import NODES, RUNTIME, VOLUME, NodeWork, train_job
 from toolwise.training.launcher.vllm_servers import server_objects
 
 ROOT = Path(__file__).parents[2]
@@ -38,12 +39,14 @@ CLUSTER = Cluster(
     secret=SECRET,
     secret_keys=("AWS_ACCESS_KEY_ID",),
     vllm_image="ghcr.io/toolwise/rollout:0.1.0",
+    node_selector={"gpu": "h100"},
+    tolerations=(Toleration(key="nvidia.com/gpu", effect="NoSchedule"),),
 )
 
 
 def built(folder: Path) -> list[Document]:
     if KUBECTL is None:
-        pytest.skip("kubectl is not installed, which builds the overlays; PyPI has no kustomize")
+        pytest.skip("kubectl is not installed; 1.21 or newer builds the overlays")
     return kustomize.built(folder)
 
 
@@ -154,9 +157,9 @@ def test_the_runtime_is_the_one_that_trainjobs_refer_to() -> None:
 def test_the_runtime_has_what_trainers_and_their_follower_rely_on() -> None:
     [job] = runtime()["spec"]["template"]["spec"]["replicatedJobs"]
     labels = job["template"]["metadata"]["labels"]
-    # Trainer puts the job's image, command and environment into this container, and the follower
-    # finds the log by the name of the replicated job.
-    assert job["name"] == "node"
+    # Trainer puts the job's image, command and environment into this container, its node selector
+    # and tolerations into the pod of this replicated job, by whose name the follower finds the log.
+    assert job["name"] == NODES
     assert labels["trainer.kubeflow.org/trainjob-ancestor-step"] == "trainer"
     [container] = runtimes_pod()["containers"]
     assert container["name"] == "node"

@@ -46,6 +46,18 @@ def test_an_error_a_person_can_mend_is_one_line_and_no_traceback():
     assert len(process.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "arguments", [("rollback", "--reason", b"caf\xe9 burnt"), ("ask", b"caf\xe9 burnt")]
+)
+def test_text_that_is_not_utf8_is_refused_as_such(arguments: tuple[str | bytes, ...]):
+    process = subprocess.run(
+        [sys.executable, "-m", "toolwise.cli", *arguments], capture_output=True, text=True
+    )
+    assert process.returncode == 2
+    assert r"'caf\udce9 burnt' is not valid UTF-8" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
 def test_compile_writes_where_it_says(tmp_path: Path):
     target = tmp_path / "deep" / "metis.yaml"
     result = toolwise("compile", "--profile", "smoke", "--output", str(target))

@@ -19,6 +19,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.metis import LABELS, STEPS, compile_pipeline, step_names
 from toolwise.profile import Profile, load_profile, profile_names
+from toolwise.toleration import Toleration
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
 CLUSTER_PROFILES = [name for name in profile_names() if load_profile(name).kubeflow is not None]
@@ -295,6 +296,44 @@ def changed(**kubeflow: Any) -> Profile:
     content = profile.model_dump(mode="json")
     content["kubeflow"] |= kubeflow
     return Profile.model_validate(content)
+
+
+@pytest.mark.parametrize(("processes", "gpus"), [(1, "1"), (4, "4"), (16, "8")])
+def test_a_step_in_which_a_model_answers_has_a_gpu_per_process(
+    processes: int, gpus: str, tmp_path: Path
+):
+    profile = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    profile["evaluate"]["processes"] = processes
+    compile_pipeline(Profile.model_validate(profile), tmp_path / "changed.yaml")
+    containers = executors(next(yaml.safe_load_all((tmp_path / "changed.yaml").read_text())))
+    # A curation has one process, whatever the evaluation has.
+    for step, expected in (("answer", gpus), ("curate-sft", "1"), ("curate-rl", "1")):
+        resources = containers[step]["resources"]
+        assert resources["accelerator"]["resourceCount"] == expected
+        # Each GPU of eight comes with an eighth of 32 cores.
+        cores = resources["resourceCpuLimit"]
+        assert cores == ("32" if expected == "8" else f"{4000 * int(expected)}m")
+
+
+@pytest.mark.parametrize("name", CLUSTER_PROFILES)
+def test_no_evaluation_has_more_processes_than_gpus(name: str):
+    profile = load_profile(name)
+    assert profile.kubeflow is not None
+    assert profile.evaluate.processes <= profile.kubeflow.accelerators
+
+
+def test_a_training_hands_its_nodes_on_to_the_trainjob(tmp_path: Path):
+    profile = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    tolerated = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
+    profile["kubeflow"] |= {"node_selector": {"gpu": "h100"}, "tolerations": [tolerated]}
+    compile_pipeline(Profile.model_validate(profile), tmp_path / "changed.yaml")
+    documents = list(yaml.safe_load_all((tmp_path / "changed.yaml").read_text()))
+    told = variables(executors(documents[0])["train-hdpo"])[CLUSTER_VARIABLE]
+    cluster = Cluster.model_validate_json(told)
+    assert cluster.node_selector == {"gpu": "h100"}
+    assert cluster.tolerations == (Toleration(key="nvidia.com/gpu", effect="NoSchedule"),)
+    # The pod that follows it needs no GPU, so it runs anywhere.
+    assert "nodeSelector" not in pods(documents)["train-hdpo"]
 
 
 def test_nodes_pull_secret_and_shared_memory_are_the_profiles(tmp_path: Path):

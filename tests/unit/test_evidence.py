@@ -106,12 +106,18 @@ def test_a_dataset_may_be_named_by_the_beginning_of_its_digest():
 
 def test_an_evaluation_is_read_and_what_it_does_not_say_is_none(tmp_path: Path):
     write_scores(tmp_path / "scores.jsonl", SOUND.scores)
-    facts = {"benchmark": DIGEST, "metric_version": 1, "items": ITEMS, "sources": {"vstar": 200}}
+    facts = {
+        "benchmark": DIGEST,
+        "metric_version": 1,
+        "items": ITEMS,
+        "sources": {"vstar": 200},
+        "checkpoint": "c1" * 32,
+    }
     (tmp_path / "metrics.json").write_text(json.dumps(facts))
-    assert Evaluation.read(tmp_path) == replace(SOUND, sources={"vstar": 200})
+    assert Evaluation.read(tmp_path) == replace(SOUND, sources={"vstar": 200}, checkpoint="c1" * 32)
     (tmp_path / "metrics.json").write_text("{}")
     bare = Evaluation.read(tmp_path)
-    assert (bare.benchmark, bare.metric_version, bare.items, bare.sources) == (None,) * 4
+    assert replace(bare, scores=()) == Evaluation((), None, None, None, None, None)
     for text in ("{", "[]", '{"benchmark": 7}', '{"sources": ["vstar"]}', '{"items": "200"}'):
         (tmp_path / "metrics.json").write_text(text)
         with pytest.raises(InputError, match=r"metrics\.json: not the metrics of an evaluation"):

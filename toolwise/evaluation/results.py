@@ -58,6 +58,7 @@ def publish_results(
         "sampled": summarise(scores, "sampled"),
         "items": len(tasks),
         "solvable": sum(solvable_items(scores).values()),
+        "checkpoint": identity.model,
         "benchmark": identity.benchmark,
         "sources": Counter(task.source for task in tasks),
         "metric_version": METRIC_VERSION,

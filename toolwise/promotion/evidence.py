@@ -21,6 +21,7 @@ class _Facts(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
+    checkpoint: str | None = None
     benchmark: str | None = None
     metric_version: int | None = None
     items: int | None = None
@@ -39,6 +40,7 @@ class Evaluation:
         metric_version: of the definitions of what is scored.
         items: how many there are to answer.
         sources: benchmark name → its items.
+        checkpoint: digest of the model that answered; of a served one its name and address.
     """
 
     scores: Sequence[RolloutScore]
@@ -46,6 +48,7 @@ class Evaluation:
     metric_version: int | None
     items: int | None
     sources: Mapping[str, int] | None
+    checkpoint: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from toolwise.errors import InputError
 from toolwise.promotion.evidence import Evaluation
 from toolwise.promotion.gate import Decision, decide_on
 from toolwise.promotion.policy import GatePolicy
-from toolwise.promotion.registry import Registry
+from toolwise.promotion.registry import RegisteredVersion, Registry
 from toolwise.promotion.succession import Standing
 
 
@@ -40,7 +41,7 @@ def judge(
         champion: evaluation of the champion on the challenger's items, where its own is of others.
 
     Raises:
-        InputError: an evaluation cannot be read.
+        InputError: an evaluation cannot be read, or `champion` is not of the champion's checkpoint.
         BackendError: MLflow cannot be reached, or the champion's scores are gone.
     """
     standing = registry.standing()
@@ -52,7 +53,7 @@ def judge(
             reference = registry.version(number) if number is not None else None
     evaluation = reference.evaluation if reference else None
     if champion is not None:
-        evaluation = Evaluation.read(champion)
+        evaluation = _measured_again(champion, reference, registry.name)
     decision = decide_on(
         policy,
         Evaluation.read(challenger),
@@ -61,3 +62,25 @@ def judge(
         version=number,
     )
     return Judged(decision, standing)
+
+
+def _measured_again(folder: Path, champion: RegisteredVersion | None, model: str) -> Evaluation:
+    """The evaluation in `folder`, if the checkpoint it is of is the champion."""
+    evaluation = Evaluation.read(folder)
+    if champion is None:
+        raise InputError(
+            f"{folder}: registered model {model!r} has no champion that this could be an "
+            "evaluation of; leave --champion out"
+        )
+    own = champion.evaluation.checkpoint
+    if own is None or evaluation.checkpoint != own:
+        raise InputError(
+            f"{folder}: an evaluation of {_named(evaluation.checkpoint)}, and the champion, "
+            f"version {champion.version} of {model!r}, is {_named(own)}; evaluate the checkpoint "
+            f"at {champion.source}"
+        )
+    return evaluation
+
+
+def _named(checkpoint: str | None) -> str:
+    return f"the checkpoint {checkpoint}" if checkpoint else "a checkpoint it does not name"

@@ -7,6 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
+from toolwise.toleration import Toleration
+
 CLUSTER_VARIABLE = "TOOLWISE_CLUSTER"
 """Environment variable of a training step's pod: a `Cluster` as JSON."""
 
@@ -21,6 +23,7 @@ class Cluster(BaseModel):
         cpu, memory: limits of a node of the training, and of the vLLM server.
         secret: Kubernetes secret with `secret_keys`.
         secret_keys: environment variables taken from it.
+        node_selector, tolerations: labels and taints of the nodes both run on.
         vllm_image: of the vLLM server.
         sandbox: server that runs the model's code.
     """
@@ -34,6 +37,8 @@ class Cluster(BaseModel):
     memory: str
     secret: str
     secret_keys: tuple[str, ...]
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = ()
     vllm_image: str | None = None
     sandbox: str | None = None
 

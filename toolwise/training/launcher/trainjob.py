@@ -18,6 +18,10 @@ RUNTIME = "toolwise-torch"
 """The `ClusterTrainingRuntime` every `TrainJob` here refers to; see docs/scaling.md."""
 VOLUME = "/var/toolwise"
 """Where the runtime mounts a volume that outlives the pods and that all nodes share."""
+NODES = "node"
+"""The runtime's replicated job that trains."""
+MANAGER = "toolwise"
+"""Whose patches of the runtime ours are."""
 SERVER_VARIABLE = "TOOLWISE_VLLM_SERVER"
 """Environment variable of a trainer: address of the vLLM server beside it."""
 
@@ -63,7 +67,7 @@ def train_job(
         work: what every process does.
         processes: GPUs of a node.
         hardware: how many nodes.
-        cluster: image, resources and secrets.
+        cluster: image, resources, nodes and secrets.
         server: address of the vLLM server beside it.
     """
     environment = [
@@ -85,6 +89,9 @@ def train_job(
             runtimeRef=models.TrainerV1alpha1RuntimeRef(
                 apiGroup=GROUP, kind="ClusterTrainingRuntime", name=RUNTIME
             ),
+            runtimePatches=[_placed(cluster)]
+            if cluster.node_selector or cluster.tolerations
+            else None,
             trainer=models.TrainerV1alpha1Trainer(
                 image=cluster.image,
                 # The runtime sets PET_*: nodes, processes, and where they meet.
@@ -97,6 +104,31 @@ def train_job(
                 ),
                 env=environment,
             ),
+        ),
+    )
+
+
+def _placed(cluster: Cluster) -> models.TrainerV1alpha1RuntimePatch:
+    """The runtime's pods, on the nodes that the profile names."""
+    pod = models.TrainerV1alpha1PodSpecPatch(
+        nodeSelector=cluster.node_selector or None,
+        tolerations=[
+            models.IoK8sApiCoreV1Toleration(**one.model_dump()) for one in cluster.tolerations
+        ]
+        or None,
+    )
+    job = models.TrainerV1alpha1JobSpecPatch(
+        template=models.TrainerV1alpha1PodTemplatePatch(spec=pod)
+    )
+    nodes = models.TrainerV1alpha1ReplicatedJobPatch(
+        name=NODES, template=models.TrainerV1alpha1JobTemplatePatch(spec=job)
+    )
+    return models.TrainerV1alpha1RuntimePatch(
+        manager=MANAGER,
+        trainingRuntimeSpec=models.TrainerV1alpha1TrainingRuntimeSpecPatch(
+            template=models.TrainerV1alpha1JobSetTemplatePatch(
+                spec=models.TrainerV1alpha1JobSetSpecPatch(replicatedJobs=[nodes])
+            )
         ),
     )
 

@@ -120,6 +120,8 @@ def server_objects(
             k8s.V1Volume(name="tmp", empty_dir=k8s.V1EmptyDirVolumeSource()),
             k8s.V1Volume(name="shm", empty_dir=k8s.V1EmptyDirVolumeSource(medium="Memory")),
         ],
+        node_selector=cluster.node_selector,
+        tolerations=[k8s.V1Toleration(**one.model_dump()) for one in cluster.tolerations],
         automount_service_account_token=False,
         security_context=restricted_pod(USER),
     )
