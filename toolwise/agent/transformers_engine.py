@@ -51,8 +51,9 @@ class TransformersEngine:
         if not (Path(path) / "config.json").exists():
             raise InputError(f"{path}: no config.json; is this a model checkpoint?")
         torch.set_flush_denormal(True)
-        model: Any = AutoModelForImageTextToText.from_pretrained(path).to(device or own_device())
-        return cls(model.eval(), load_processor(path), name=Path(path).name)
+        model: Any = AutoModelForImageTextToText.from_pretrained(path)
+        model = model.to(device or own_device()).eval()
+        return cls(model, load_processor(path), name=Path(path).name)
 
     def start(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]
