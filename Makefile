@@ -51,7 +51,7 @@ demo: setup ## train, prove, promote and serve on this machine; PROFILE=…, SEE
 	$(BIN)/toolwise run --profile $(PROFILE) $(SEED_OPTION)
 
 test: setup ## run the tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal --durations 10
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10
 
 browser: ## install Chromium, for the tests of the pages (Debian, Ubuntu; as root)
 	command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; }

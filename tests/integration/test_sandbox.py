@@ -14,7 +14,7 @@ from pathlib import Path
 
 import PIL
 import pytest
-from sandbox_tools import descendants, eventually, picture, png, send
+from sandbox_tools import descendants, eventually, picture, png, send, settled_descendants
 
 from toolwise.data import decode_image
 from toolwise.errors import BackendError, InputError
@@ -370,7 +370,7 @@ class TestWalls:
     ) -> None:
         victim, killer = sandbox.open([]), sandbox.open([])
         victim.call("x = 'alive'")
-        workers = descendants()
+        workers = settled_descendants()
         code = (
             "import os, signal\n"
             "print(os.getpid(), os.getppid())\n"
