@@ -774,6 +774,7 @@ def promote(
             thresholds,
             challenger,
             baseline,
+            model=model,
             run_id=run_id_file.read_text() if run_id_file.exists() else None,
             champion=champion,
         )

@@ -52,7 +52,9 @@ def make_base(folder: Path) -> Building:
     clock = Clock()
     root = folder / "root"
     wanted = "--include=python3,python3-venv,ca-certificates"
-    run("debootstrap", "--variant=minbase", wanted, "bookworm", str(root), DEBIAN)
+    # It mounts /proc in there, which goes with it also where it is killed.
+    alone = ("unshare", "--mount", "--propagation", "private")
+    run(*alone, "debootstrap", "--variant=minbase", wanted, "bookworm", str(root), DEBIAN)
     for part in ("var/cache/apt/archives", "var/lib/apt/lists"):
         shutil.rmtree(root / part)
         (root / part).mkdir()

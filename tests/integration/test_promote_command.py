@@ -14,6 +14,7 @@ from toolwise import tracking
 from toolwise.cli import app
 from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, summarise, write_scores
 from toolwise.steps.functions import RUN_ID_FILE
+from toolwise.storage import content_digest
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def environment(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)
     monkeypatch.setenv("TOOLWISE_WORK", str(tmp_path / "steps"))
-    (tmp_path / "model").mkdir()
+    for name in ("model", "next"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
 
 
 def evaluation(
@@ -126,13 +129,14 @@ def test_promoted_overtaken_and_put_back(uri: str, tmp_path: Path):
 
 
 def test_a_champion_of_other_items_needs_an_evaluation_on_these(uri: str, tmp_path: Path):
-    old = evaluation(uri, tmp_path / "old", benchmark="cd" * 32, checkpoint="c1" * 32)
+    own = content_digest(tmp_path / "model")
+    old = evaluation(uri, tmp_path / "old", benchmark="cd" * 32, checkpoint=own)
     toolwise(
         *("promote", "--model", tmp_path / "model", "--challenger", old, "--baseline", old),
         *("--out", tmp_path / "decision.json"),
     )
     new = evaluation(uri, tmp_path / "new", checkpoint="c2" * 32)
-    champion = evaluation(uri, tmp_path / "champion-again", checkpoint="c1" * 32)
+    champion = evaluation(uri, tmp_path / "champion-again", checkpoint=own)
     policy = tmp_path / "policy.yaml"
     policy.write_text("{}")
     judging = ("promote", "--dry-run", "--challenger", new, "--baseline", new, "--policy", policy)
@@ -146,25 +150,45 @@ def test_a_champion_of_other_items_needs_an_evaluation_on_these(uri: str, tmp_pa
 def test_an_evaluation_of_another_model_is_not_taken_for_the_champions(
     uri: str, tmp_path: Path, other: str | None, named: str
 ):
-    old = evaluation(uri, tmp_path / "old", benchmark="cd" * 32, checkpoint="c1" * 32)
-    promoting = ("promote", "--model", tmp_path / "model", "--baseline", old)
-    toolwise(*promoting, "--challenger", old, "--out", tmp_path / "first.json")
-    new = evaluation(uri, tmp_path / "new", checkpoint="c2" * 32)
+    own, next_own = (content_digest(tmp_path / name) for name in ("model", "next"))
+    old = evaluation(uri, tmp_path / "old", benchmark="cd" * 32, checkpoint=own)
+    promoting = ("promote", "--baseline", old)
+    toolwise(
+        *(*promoting, "--model", tmp_path / "model"),
+        *("--challenger", old, "--out", tmp_path / "first.json"),
+    )
+    new = evaluation(uri, tmp_path / "new", checkpoint=next_own)
     foreign = evaluation(uri, tmp_path / "foreign", checkpoint=other)
     # Not even where a champion that cannot be compared may be passed over.
     policy = tmp_path / "policy.yaml"
     policy.write_text("incomparable_champion: baseline")
     for more in (("--dry-run",), ("--out", tmp_path / "second.json")):
         told = refused(
-            *(*promoting, "--challenger", new, "--champion", foreign, "--policy", policy, *more)
+            *(*promoting, "--model", tmp_path / "next", "--challenger", new),
+            *("--champion", foreign, "--policy", policy, *more),
         )
         assert f"foreign: an evaluation of {'the checkpoint ' if other else 'a '}" in told
         assert named in told
         assert "the champion, version 1 of" in told
-        assert "c1" * 32 in told
+        assert own in told
         assert f"evaluate the checkpoint at {tmp_path / 'model'}" in told
     assert len(toolwise("decisions").splitlines()) == 2
     assert not (tmp_path / "second.json").exists()
+
+
+def test_an_evaluation_of_another_model_registers_nothing(uri: str, tmp_path: Path):
+    new = evaluation(uri, tmp_path / "new", checkpoint=content_digest(tmp_path / "next"))
+    judging = ("promote", "--challenger", new, "--baseline", new, "--model", tmp_path / "model")
+    for more in (("--dry-run",), ("--out", tmp_path / "decision.json")):
+        told = refused(*judging, *more)
+        assert f"new: an evaluation of the checkpoint {content_digest(tmp_path / 'next')}" in told
+        assert f"{tmp_path / 'model'} is {content_digest(tmp_path / 'model')}" in told
+    assert toolwise("decisions").count("\n") == 1
+    # Which checkpoint a server had loaded cannot be known.
+    facts = json.loads((new / "metrics.json").read_text())
+    facts |= {"checkpoint": "m at http://h", "model": {"base_url": "http://h", "model": "m"}}
+    (new / "metrics.json").write_text(json.dumps(facts))
+    assert "promote (greedy answers" in toolwise(*judging, "--dry-run")
 
 
 def test_without_a_champion_none_can_be_given(uri: str, tmp_path: Path):

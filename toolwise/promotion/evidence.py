@@ -22,6 +22,7 @@ class _Facts(BaseModel):
     model_config = ConfigDict(strict=True)
 
     checkpoint: str | None = None
+    model: dict[str, str] | None = None
     benchmark: str | None = None
     metric_version: int | None = None
     items: int | None = None
@@ -41,6 +42,7 @@ class Evaluation:
         items: how many there are to answer.
         sources: benchmark name → its items.
         checkpoint: digest of the model that answered; of a served one its name and address.
+        model: name and address of a served one; None of a checkpoint that was loaded.
     """
 
     scores: Sequence[RolloutScore]
@@ -49,6 +51,7 @@ class Evaluation:
     items: int | None
     sources: Mapping[str, int] | None
     checkpoint: str | None = None
+    model: Mapping[str, str] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:

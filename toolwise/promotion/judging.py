@@ -11,6 +11,7 @@ from toolwise.promotion.gate import Decision, decide_on
 from toolwise.promotion.policy import GatePolicy
 from toolwise.promotion.registry import RegisteredVersion, Registry
 from toolwise.promotion.succession import Standing
+from toolwise.storage import content_digest
 
 
 class Judged(NamedTuple):
@@ -26,6 +27,7 @@ def judge(
     challenger: Path,
     baseline: Path,
     *,
+    model: Path | None = None,
     run_id: str | None = None,
     champion: Path | None = None,
 ) -> Judged:
@@ -36,14 +38,19 @@ def judge(
         policy: the thresholds.
         challenger: evaluation of the checkpoint that wants to be promoted.
         baseline: evaluation of the stage it was trained from.
+        model: that checkpoint, where there is one here to compare with.
         run_id: the MLflow run of the challenger's evaluation. Where that is the champion's own, as
             after a kill, the one before it is what it is compared with.
         champion: evaluation of the champion on the challenger's items, where its own is of others.
 
     Raises:
-        InputError: an evaluation cannot be read, or `champion` is not of the champion's checkpoint.
+        InputError: an evaluation cannot be read, or it is of another checkpoint than `model`, or
+            `champion` of another than the champion's.
         BackendError: MLflow cannot be reached, or the champion's scores are gone.
     """
+    measured = Evaluation.read(challenger)
+    if model is not None:
+        _check_of(measured, challenger, model)
     standing = registry.standing()
     number, reference = standing.champion, None
     if number is not None:
@@ -56,12 +63,24 @@ def judge(
         evaluation = _measured_again(champion, reference, registry.name)
     decision = decide_on(
         policy,
-        Evaluation.read(challenger),
+        measured,
         evaluation,
         Evaluation.read(baseline),
         version=number,
     )
     return Judged(decision, standing)
+
+
+def _check_of(evaluation: Evaluation, folder: Path, model: Path) -> None:
+    """Refuse scores of another checkpoint; which one a server had loaded cannot be known."""
+    if evaluation.checkpoint is None or evaluation.model is not None:
+        return
+    own = content_digest(model)
+    if evaluation.checkpoint != own:
+        raise InputError(
+            f"{folder}: an evaluation of {_named(evaluation.checkpoint)}, and {model} is {own}; "
+            "evaluate that one, or name the checkpoint that was evaluated"
+        )
 
 
 def _measured_again(folder: Path, champion: RegisteredVersion | None, model: str) -> Evaluation:

@@ -219,6 +219,7 @@ def promote(step: Step) -> Outputs:
         step.settings_as(GatePolicy),
         challenger,
         step.path("baseline"),
+        model=step.path("model"),
         run_id=run_id,
         champion=step.inputs.get("champion"),
     )
