@@ -86,7 +86,8 @@ def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
     answering = placement.answering
     data = light(prepare_data(settings=profile.data.model_dump_json(), seed=seed)).outputs
     corpus, benchmark = data["corpus"], data["benchmark"]
-    base = heavy(base_model(settings=profile.base.model_dump_json(), seed=seed)).outputs["model"]
+    made = heavy if profile.base.train else light
+    base = made(base_model(settings=profile.base.model_dump_json(), seed=seed)).outputs["model"]
     sft_curation = answering(
         curate_sft(
             settings=profile.curate_sft.model_dump_json(),

@@ -74,7 +74,8 @@ class KubeflowSettings(BaseModel):
             without one, each pod does, if it may make namespaces.
         accelerator: resource name of the GPUs.
         accelerators: GPUs of each step that trains; a curation takes one, an evaluation one per
-            process, and with fewer GPUs as much less of `cpu` and `memory`.
+            process, and with fewer GPUs as much less of `cpu` and `memory`. Fetching a published
+            base model takes none.
         cpu, memory: limits of each step that runs a model.
         shared_memory: size of `/dev/shm` there, through which processes exchange tensors; a part
             of `memory`.

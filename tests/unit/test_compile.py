@@ -23,7 +23,8 @@ from toolwise.toleration import Toleration
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
 CLUSTER_PROFILES = [name for name in profile_names() if load_profile(name).kubeflow is not None]
-LIGHT = ("prepare-data", "gather", "promote", "deploy", "report", "finish")
+LIGHT = ("prepare-data", "base-model", "gather", "promote", "deploy", "report", "finish")
+"""On a cluster, whose profiles fetch the base model."""
 
 
 @pytest.fixture(scope="module")
