@@ -25,6 +25,7 @@ class Arm:
         flipped: share of verdicts on answers that the judge turns round.
         bonus: reward of 1/(T+1) times this, paid whether the answer is right or not.
         mixed_only: train on prompts only that the start solves sometimes (the paper's filter).
+        longer: times the study's steps.
     """
 
     regime: str
@@ -34,6 +35,7 @@ class Arm:
     flipped: float = 0.0
     bonus: float = 0.0
     mixed_only: bool = False
+    longer: int = 1
 
     @property
     def label(self) -> str:
@@ -42,7 +44,7 @@ class Arm:
     def settings(self, scale: Scale) -> HdpoSettings:
         """How it is trained: the demo's settings at the study's size."""
         common = {
-            "steps": scale.steps,
+            "steps": self.longer * scale.steps,
             "prompts_per_step": scale.prompts_per_step,
             "num_generations": scale.num_generations,
             "freeze_vision": True,
@@ -71,6 +73,11 @@ def arms() -> Iterator[Arm]:
     yield Arm(main, "hdpo 0.15, over all", {"efficiency_normalize": "group"})
     over_all_tokens = {"aggregation": "token", "efficiency_normalize": "group"}
     yield Arm(main, "hdpo 0.15, token mean over all", over_all_tokens)
+
+    longer = "four times as long"
+    for w_tool in (0.15, 0.3):
+        yield Arm(longer, f"hdpo {w_tool}", {"w_tool": w_tool}, longer=4)
+    yield Arm(longer, "coupled 0.1", {"variant": "coupled", "alpha": 0.1}, longer=4)
 
     hard = "never abstains"
     yield Arm(hard, "hdpo 0.15", start="reflex")

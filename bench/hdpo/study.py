@@ -94,7 +94,7 @@ def finished(scale: Scale) -> dict[str, Any]:
 
 def _identity(arm: Arm, seed: int, scale: Scale) -> str:
     trained = asdict(arm)
-    del trained["regime"], trained["name"]
+    del trained["regime"], trained["name"], trained["longer"]
     identity = {
         "arm": {**trained, "changes": arm.settings(scale).model_dump(mode="json")},
         "seed": seed,

@@ -138,7 +138,7 @@ def test_seeds_are_pooled_item_by_item_and_compared_in_pairs() -> None:
 def test_every_arm_of_the_study_has_settings_and_a_label_of_its_own() -> None:
     labels = [arm.label for arm in arms()]
     assert len(labels) == len(set(labels))
-    assert all(arm.settings(Scale()).steps == Scale().steps for arm in arms())
+    assert all(arm.settings(Scale()).steps == arm.longer * Scale().steps for arm in arms())
 
 
 WORKER = """
