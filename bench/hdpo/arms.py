@@ -75,8 +75,7 @@ def arms() -> Iterator[Arm]:
     yield Arm(main, "hdpo 0.15, token mean over all", over_all_tokens)
 
     longer = "four times as long"
-    for w_tool in (0.15, 0.3):
-        yield Arm(longer, f"hdpo {w_tool}", {"w_tool": w_tool}, longer=4)
+    yield Arm(longer, "hdpo 0.15", longer=4)
     yield Arm(longer, "coupled 0.1", {"variant": "coupled", "alpha": 0.1}, longer=4)
 
     hard = "never abstains"
