@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+from toolwise.markdown import fill, table
 from toolwise.profile import Profile, load_profile
 from toolwise.training.hardware import GPUS
 from toolwise.training.launcher.duration import UTILISATION, token_operations, token_seconds
@@ -189,7 +189,7 @@ def tables() -> dict[str, str]:
     assert checkpoint is not None
     shape = shape_of(checkpoint)
     return {
-        "measured": _table(
+        "measured": table(
             ("figure", "value", "from"),
             [
                 (
@@ -209,7 +209,7 @@ def tables() -> dict[str, str]:
                 ),
             ],
         ),
-        "training": _table(
+        "training": table(
             ("GPUs", "profile", "SFT", "HDPO", "GPU hours"),
             [
                 (
@@ -222,7 +222,7 @@ def tables() -> dict[str, str]:
                 for row in train()
             ],
         ),
-        "serving": _table(
+        "serving": table(
             (
                 *("requests a minute", "GPUs", "GPUs, by reflex", "answer", "in flight"),
                 *("agents", "agents' cores", "sandbox cores"),
@@ -247,14 +247,6 @@ def _serving_row(rate: int, served: Served) -> tuple[str, ...]:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def lines() -> Iterator[str]:
-        for row in (head, ["---"] * len(head), *rows):
-            yield f"| {' | '.join(row)} |"
-
-    return "\n".join(lines())
-
-
 def _figure(part: str, name: str) -> float:
     return json.loads((ROOT / f"bench/results/{part}.json").read_text())["figures"][name]
 
@@ -265,16 +257,6 @@ def _calls(stage: str) -> float:
     return mean(float(row.split("|")[-2].split()[0]) for row in rows)
 
 
-def place(page: str, made: dict[str, str]) -> str:
-    """The page with the tables at their places."""
-    for name, table in made.items():
-        start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
-        before, _, rest = page.partition(start)
-        _, _, after = rest.partition(end)
-        page = f"{before}{start}\n{table}\n{end}{after}"
-    return page
-
-
 if __name__ == "__main__":
-    PAGE.write_text(place(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    fill(PAGE, tables())
     print(f"wrote {PAGE}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, eapo, grpo, push
 from bench.hdpo.figures import THRESHOLDS, WINDOW
 from bench.hdpo.plots import plot_curves, plot_exact, plot_q
+from toolwise.markdown import fill, table
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -36,42 +37,33 @@ NEEDS = {"needless": 0.98, "needed": 0.02}
 
 def write_report(results: dict[str, Any]) -> None:
     """Write tables and plots of the study, and of what can be worked out exactly."""
-    page = DOCS / "hdpo.md"
-    text = _between(page.read_text(), "exact", _exact_tables())
-    page.write_text(with_study(text, results))
+    fill(DOCS / "hdpo.md", {"exact": f"\n{_exact_tables()}\n", **study_part(results)})
     plot_exact(METHODS, CALL, DOCS / "hdpo-exact.svg")
     plot_curves(results, DOCS / "hdpo-curves.svg")
     plot_q(results, DOCS / "hdpo-q.svg")
 
 
-def with_study(page: str, results: dict[str, Any]) -> str:
-    """The page with the tables of these results."""
-    return _between(page, "study", _study_tables(results))
-
-
-def _between(text: str, name: str, content: str) -> str:
-    """`text` with what stands between a pair of markers replaced."""
-    begin, end = f"<!-- {name}: written by `python -m bench.hdpo` -->", f"<!-- /{name} -->"
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n\n{content.strip()}\n\n{end}{rest.split(end)[1]}"
+def study_part(results: dict[str, Any]) -> dict[str, str]:
+    """The part of the page that shows these results, by its name."""
+    return {"study": f"\n{_study_tables(results)}\n"}
 
 
 def _exact_tables() -> str:
-    pushes = _table(
+    pushes = table(
         ["method", *(f"{accuracy:.0%} right" for accuracy in ACCURACIES)],
         (
             [name, *(_signed(push(Prompt(CALL, c, c), method).mean) for c in ACCURACIES)]
             for name, method in METHODS.items()
         ),
     )
-    even = _table(
+    even = table(
         ["method", *(f"calls {call:.0%}" for call, _ in STARTS)],
         (
             [name, *(_share(break_even(method, call, right)) for call, right in STARTS)]
             for name, method in METHODS.items()
         ),
     )
-    noisy = _table(
+    noisy = table(
         ["method", *(f"{need}, {f:.0%} flipped" for need in NEEDS for f in FLIPPED)],
         (
             [
@@ -113,7 +105,7 @@ def _study_tables(results: dict[str, Any]) -> str:
         f"rollouts themselves, over {WINDOW} steps, stays under a threshold, seed by seed "
         f"(– : not within the run).",
         "",
-        _table(
+        table(
             ["start", "prompts", "solvable without tools", "mixed", "sampled calls on solvable"],
             (
                 [
@@ -142,7 +134,7 @@ def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
     header = ["arm", "seeds"]
     for mode in ("greedy", "sampled"):
         header += [f"accuracy, {mode}", f"redundant, {mode}", f"necessary, {mode}"]
-    return _table(
+    return table(
         [
             *header,
             *(f"until under {t:.0%}" for t in THRESHOLDS),
@@ -170,15 +162,10 @@ def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
 
 def _comparison_table(arms: Sequence[dict[str, Any]]) -> str:
     """Differences of the sampled rates, in points."""
-    return _table(
+    return table(
         ["against hdpo 0.15, sampled", "accuracy", "redundant", "necessary"],
         ([arm["name"], *(_points(d) for d in arm["against_reference"].values())] for arm in arms),
     )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _counts(counts: Sequence[int | None]) -> str:

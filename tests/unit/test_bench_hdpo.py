@@ -16,6 +16,7 @@ from bench.hdpo.checkpoints import code_digest
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, grpo, push
 from bench.hdpo.figures import collect, first_stays_under
 from bench.hdpo.scale import Scale
+from toolwise.markdown import filled
 
 
 class TestFirstStaysUnder:
@@ -185,7 +186,7 @@ def test_a_study_whose_workers_get_nothing_done_ends(
 def test_the_page_shows_what_the_results_file_says() -> None:
     page = (report.DOCS / "hdpo.md").read_text()
     results = json.loads(study.RESULTS.read_text())
-    assert report.with_study(page, results) == page
+    assert filled(page, report.study_part(results)) == page
 
 
 def test_comments_do_not_make_other_code(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -11,6 +11,7 @@ import typer.main
 
 from docs import architecture, sizing
 from toolwise.cli import app
+from toolwise.markdown import filled
 from toolwise.profile import load_profile
 from toolwise.training.launcher.shape import shape_of
 
@@ -102,7 +103,7 @@ def test_the_picture_is_what_its_command_draws() -> None:
 
 def test_the_sizing_tables_are_what_their_command_writes() -> None:
     page = sizing.PAGE.read_text(encoding="utf-8")
-    assert sizing.place(page, sizing.tables()) == page
+    assert filled(page, sizing.tables()) == page
 
 
 def test_sizing_follows_from_its_assumptions() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from toolwise.errors import InputError
 from toolwise.evaluation.metrics import RolloutScore
+from toolwise.markdown import filled
 from toolwise.promotion.gate import Decision, decide
 from toolwise.promotion.policy import GatePolicy
 from toolwise.promotion.simulation import (
@@ -18,7 +19,7 @@ from toolwise.promotion.simulation import (
     passes_necessary,
     passes_redundant,
 )
-from toolwise.promotion.simulation_page import END, START, main
+from toolwise.promotion.simulation_page import PLACE, main
 
 PAGE = Path(__file__).parents[2] / "docs" / "gate.md"
 POLICY = GatePolicy()
@@ -107,11 +108,11 @@ def test_the_chance_to_keep_ones_accuracy_is_the_trinomial_one():
 
 
 def test_the_page_shows_what_the_command_gives(tmp_path: Path):
-    before, start, rest = PAGE.read_text().partition(START)
-    old, end, after = rest.partition(END)
-    assert old.count("| 300 |") == 3
+    page = PAGE.read_text()
+    assert page.count("| 300 |") == 3
     copy, drawn = tmp_path / "gate.md", tmp_path / "gate.svg"
-    copy.write_text(f"{before}{start}\nold\n{end}{after}")
+    copy.write_text(filled(page, {PLACE: "old"}))
+    assert copy.read_text().count("| 300 |") == 0
     assert main(["--page", str(copy), "--picture", str(drawn)]) == 0
     assert copy.read_text() == PAGE.read_text()
     assert drawn.read_bytes() == PAGE.with_name("gate.svg").read_bytes()
@@ -121,6 +122,6 @@ def test_a_page_without_the_markers_is_refused(tmp_path: Path, capsys: pytest.Ca
     page = tmp_path / "page.md"
     page.write_text("no markers")
     assert main(["--page", str(page)]) == 2
-    assert START in capsys.readouterr().err
+    assert f"<!-- {PLACE}: start -->" in capsys.readouterr().err
     with pytest.raises(InputError, match="cannot be read"):
         GatePolicy.load(tmp_path / "absent.yaml")

@@ -11,6 +11,7 @@ from typing import Any
 
 from toolwise.curation.samples import Sample, kind_of
 from toolwise.curation.verdicts import VerdictLog
+from toolwise.markdown import table
 from toolwise.pages import render
 
 _CELL = 200
@@ -105,20 +106,20 @@ class CurationReport:
             for f in self.filters
         ]
         head = ["filter", "seen", "dropped", "set aside", "by ability", "why"]
-        lines += ["", *_table(head, filters)]
-        lines += ["", *_table(["ability", "kept"], self.kept.items())]
-        lines += ["", *_table(["kind", "kept"], self.composition.items())]
+        lines += ["", _table(head, filters)]
+        lines += ["", _table(["ability", "kept"], list(self.kept.items()))]
+        lines += ["", _table(["kind", "kept"], list(self.composition.items()))]
         if self.read_by_source:
             head = ["source", "read", *(f"dropped by {f.name}" for f in self.filters), "kept"]
-            lines += ["", *_table(head, self.source_rows())]
+            lines += ["", _table(head, self.source_rows())]
         if self.figures:
             names = list(next(iter(self.figures.values())))
             rows = [[a, *(f"{f[n]:.3f}" for n in names)] for a, f in self.figures.items()]
-            lines += ["", *_table(["ability", *names], rows)]
+            lines += ["", _table(["ability", *names], rows)]
         if self.samples:
             rows = [[s.filter, s.reason, s.source, s.id, s.question] for s in self.samples]
             lines += ["", "## Dropped rows, for example", ""]
-            lines += _table(["filter", "why", "source", "id", "question"], rows)
+            lines += [_table(["filter", "why", "source", "id", "question"], rows)]
         return "\n".join(lines) + "\n"
 
     def html(self) -> str:
@@ -175,12 +176,11 @@ def _list(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {number}" for name, number in counts.items()) or "–"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    body = [f"| {' | '.join(map(_cell, row))} |" for row in rows]
-    return [f"| {' | '.join(head)} |", "|" + " --- |" * len(head), *body]
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    return table(head, (list(map(_short, row)) for row in rows))
 
 
-def _cell(value: Any) -> str:
-    """One line of a table, whatever the value holds; a long one cut short."""
-    text = " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")
+def _short(value: Any) -> str:
+    """Shown as it is, on one line; a long one cut short."""
+    text = " ".join(str(value).split()).replace("\\", "\\\\")
     return text if len(text) <= _CELL else f"{text[: _CELL - 1]}…"

@@ -7,6 +7,7 @@ from typing import Any
 
 from toolwise.evaluation.metrics import OVERALL, Metric, Summary
 from toolwise.evaluation.report.measures import METRICS, MODE_LABELS
+from toolwise.markdown import table
 from toolwise.promotion.gate import Decision
 from toolwise.promotion.lineage import Lineage, Stage
 
@@ -30,7 +31,7 @@ def model_card(
         f"# {name}",
         "A vision-language model that is to call tools only when it must, trained and measured by "
         "Toolwise.",
-        _table(
+        table(
             ("", ""),
             [
                 ("checkpoint", f"`{source}`"),
@@ -68,7 +69,7 @@ def _metrics(title: str, summary: Summary) -> str:
         for key, look in METRICS.items()
         if key in summary[OVERALL]
     ]
-    return f"**{title}**\n\n" + _table(("", *groups), rows)
+    return f"**{title}**\n\n" + table(("", *groups), rows)
 
 
 def _value(metric: Metric | None, digits: int) -> str:
@@ -88,7 +89,7 @@ def _data(stages: Sequence[Stage]) -> str:
     ]
     if not rows:
         return "No data is on record."
-    return _table(("step", "for", "file", "rows", "SHA-256, beginning"), rows)
+    return table(("step", "for", "file", "rows", "SHA-256, beginning"), rows)
 
 
 def _training(stage: Stage) -> str:
@@ -96,7 +97,7 @@ def _training(stage: Stage) -> str:
     rest = len(shown) - _SETTINGS
     more = f"\n\n{rest} more settings are in the run." if rest > 0 else ""
     head = f"**{stage.name}**, run `{stage.run_id}`, commit {_code(stage.commit)}"
-    return f"{head}\n\n{_table(('setting', 'value'), shown[:_SETTINGS])}{more}"
+    return f"{head}\n\n{table(('setting', 'value'), shown[:_SETTINGS])}{more}"
 
 
 def _limits(metrics: Mapping[str, Any], lineage: Lineage) -> Iterable[str]:
@@ -137,15 +138,6 @@ def _licence(lineage: Lineage) -> str:
         "The checkpoint it starts from does not say. Find out before you pass the weights on or "
         "serve them to others."
     )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _list(lines: Iterable[str]) -> str:

@@ -13,12 +13,14 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from toolwise.errors import InputError, ToolwiseError
+from toolwise.errors import ToolwiseError
+from toolwise.markdown import fill, table
 from toolwise.promotion.policy import GatePolicy
 from toolwise.promotion.simulation import passes_accuracy, passes_necessary, passes_redundant
 from toolwise.storage import atomic_file
 
-START, END = "<!-- simulation: start -->", "<!-- simulation: end -->"
+PLACE = "simulation"
+"""Name of the part of the page that the tables are."""
 
 REDUNDANT_RATES = (0.01, 0.02, 0.05, 0.10)
 NECESSARY_RATES = (0.99, 0.97, 0.95, 0.90)
@@ -59,18 +61,16 @@ def tables(policy: GatePolicy) -> str:
         _Part(necessary, "true rate {:.0%}", NECESSARY_RATES, passes_necessary),
         _Part(accuracy, "{:.0%} changed", CHANGED, passes_accuracy),
     )
-    return "\n\n".join(f"{part.title}:\n\n{_table(policy, part)}" for part in parts)
+    return "\n\n".join(f"{part.title}:\n\n{_by_items(policy, part)}" for part in parts)
 
 
-def _table(policy: GatePolicy, part: _Part) -> str:
-    rows = [
-        f"| items | {' | '.join(part.heading.format(truth) for truth in part.truths)} |",
-        f"| ---: |{' ---: |' * len(part.truths)}",
-    ]
-    for items in ITEMS:
-        cells = (_share(part.passes(policy, truth, items)) for truth in part.truths)
-        rows.append(f"| {items} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+def _by_items(policy: GatePolicy, part: _Part) -> str:
+    head = ["items", *(part.heading.format(truth) for truth in part.truths)]
+    rows = (
+        [items, *(_share(part.passes(policy, truth, items)) for truth in part.truths)]
+        for items in ITEMS
+    )
+    return table(head, rows, numbers=0)
 
 
 def _share(probability: float) -> str:
@@ -107,20 +107,6 @@ def picture(policy: GatePolicy) -> bytes:
         return room.getvalue()
 
 
-def write_tables(page: Path, policy: GatePolicy) -> None:
-    """Replace what stands between the two markers of `page` by the tables.
-
-    Raises:
-        InputError: the markers are not there.
-    """
-    before, start, rest = page.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise InputError(f"{page}: the lines {START} and {END} have to mark the place")
-    with atomic_file(page) as partial:
-        partial.write_text(f"{before}{START}\n{tables(policy)}\n{END}{after}", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m toolwise.promotion.simulation_page")
@@ -134,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
             with atomic_file(options.picture) as partial:
                 partial.write_bytes(picture(policy))
         if options.page:
-            write_tables(options.page, policy)
+            fill(options.page, {PLACE: tables(policy)})
         if not options.picture and not options.page:
             print(tables(policy))
     except ToolwiseError as error:

@@ -24,6 +24,7 @@ from rich.text import Text
 from toolwise.errors import InputError
 from toolwise.evaluation.metrics import OVERALL, Metric
 from toolwise.evaluation.report.measures import METRICS
+from toolwise.markdown import table as markdown_table
 
 PUBLISHED = "published, not measured here"
 MEASURED = "measured with Toolwise"
@@ -196,10 +197,13 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
             [*line.cells, MEASURED if line.measured else PUBLISHED]
             for line in lines(table, evaluations)
         ]
-        parts += [f"## {table.title}", _markdown_table(head, rows)]
+        parts += [f"## {table.title}", markdown_table(head, rows, numbers=1)]
     if evaluations:
         head = ["Model", "Benchmark", *(METRICS[name].label for name in METRICS), "Scored by"]
-        parts += ["## Tool use of your models", _markdown_table(head, _tool_use(evaluations))]
+        parts += [
+            "## Tool use of your models",
+            markdown_table(head, _tool_use(evaluations), numbers=1),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -210,11 +214,6 @@ def _note() -> str:
         f"its figures as in {figures.source}. Other rows are {MEASURED}, greedy answers with "
         "tools on, with 95% intervals where the score is the share of right answers."
     )
-
-
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
 def _tool_use(evaluations: Iterable[Evaluation]) -> Iterator[list[str]]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from toolwise.errors import InputError
 from toolwise.evaluation.report.measures import METRICS, Report, label, measure, stages
-from toolwise.storage import atomic_file
-
-START = "<!-- results: start -->"
-END = "<!-- results: end -->"
+from toolwise.markdown import fill, table
 
 _COLUMNS = (
     ("redundant_call_rate", "greedy"),
@@ -28,15 +24,7 @@ def write_results(readme: Path, reports: Sequence[Report]) -> None:
     Raises:
         InputError: the markers are not there, or no report was given.
     """
-    text = readme.read_text(encoding="utf-8")
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise InputError(f"{readme}: the lines {START} and {END} have to mark the place")
-    with atomic_file(readme) as partial:
-        partial.write_text(
-            f"{before}{START}\n{results_table(reports)}\n{END}{after}", encoding="utf-8"
-        )
+    fill(readme, {"results": results_table(reports)})
 
 
 def results_table(reports: Sequence[Report]) -> str:
@@ -44,16 +32,18 @@ def results_table(reports: Sequence[Report]) -> str:
     titles = [
         METRICS[name].label + (", sampled" if mode == "sampled" else "") for name, mode in _COLUMNS
     ]
-    lines = [
-        f"| Seed | Stage | {' | '.join(titles)} |",
-        f"| --- | --- |{' --- |' * len(titles)}",
+    rows = [
+        [str(report["seed"]), label(stage), *_measures(report, stage)]
+        for report in reports
+        for stage in stages(report)
     ]
-    for report in reports:
-        for stage in stages(report):
-            found = (measure(report, stage, name, mode) for name, mode in _COLUMNS)
-            cells = " | ".join("–" if m is None else m.format() for m in found)
-            lines.append(f"| {report['seed']} | {label(stage)} | {cells} |")
-    return "\n".join([*lines, "", _provenance(reports)])
+    return f"{table(['Seed', 'Stage', *titles], rows)}\n\n{_provenance(reports)}"
+
+
+def _measures(report: Report, stage: str) -> Iterator[str]:
+    for name, mode in _COLUMNS:
+        found = measure(report, stage, name, mode)
+        yield "–" if found is None else found.format()
 
 
 def _provenance(reports: Sequence[Report]) -> str:
