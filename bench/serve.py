@@ -26,7 +26,7 @@ import psutil
 
 from bench.runner import answering_server
 from toolwise.agent import user_message
-from toolwise.data import Task, data_uri
+from toolwise.data import Task, data_uri, grade
 from toolwise.data.parquet import read_tasks
 
 RUN = Path("runs/demo")
@@ -256,7 +256,8 @@ async def _throughput(served: Served, tasks: Sequence[Task]) -> float:
 
 def savings(run: DemoRun) -> Figures:
     """Time, tokens and calls of the HDPO model beside the SFT model, on the same questions."""
-    totals = {name: {"seconds": 0.0, "tokens": 0.0, "calls": 0.0} for name in ("sft", "hdpo")}
+    counted = ("seconds", "tokens", "calls", "right")
+    totals = {name: dict.fromkeys(counted, 0.0) for name in ("sft", "hdpo")}
     with ExitStack() as stack:
         servers = {
             name: stack.enter_context(
@@ -272,6 +273,8 @@ def savings(run: DemoRun) -> Figures:
                 totals[name]["seconds"] += time.perf_counter() - started
                 totals[name]["tokens"] += reply["usage"]["total_tokens"]
                 totals[name]["calls"] += reply["toolwise"]["tool_calls"]
+                answer = reply["choices"][0]["message"]["content"]
+                totals[name]["right"] += grade(task, answer)
     sft, hdpo = totals["sft"], totals["hdpo"]
     count = len(run.tasks)
     return {

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer.main
 
-from docs import architecture, sizing
+from docs import architecture, performance, sizing
 from toolwise.cli import app
 from toolwise.markdown import filled
 from toolwise.profile import load_profile
@@ -101,9 +102,10 @@ def test_the_picture_is_what_its_command_draws() -> None:
     assert architecture.FILE.read_text(encoding="utf-8") == architecture.drawing()
 
 
-def test_the_sizing_tables_are_what_their_command_writes() -> None:
-    page = sizing.PAGE.read_text(encoding="utf-8")
-    assert filled(page, sizing.tables()) == page
+@pytest.mark.parametrize("made", [sizing, performance])
+def test_tables_of_figures_are_what_their_command_writes(made: ModuleType) -> None:
+    page = made.PAGE.read_text(encoding="utf-8")
+    assert filled(page, made.tables()) == page
 
 
 def test_sizing_follows_from_its_assumptions() -> None:
