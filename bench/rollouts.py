@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,7 @@ def _clocks(model: Any, processor: Any, spent: Counter[str]) -> Iterator[None]:
     before = {key: getattr(*key) for key in clocked}
 
     def clock(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        @wraps(function)  # generation looks at the signature
         def clocked_function(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
             try:

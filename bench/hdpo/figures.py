@@ -26,7 +26,9 @@ THRESHOLDS = (0.5, 0.05)
 """Of the redundant rate: half way, and cured."""
 WINDOW = 5
 """Steps over which the redundant rate of the rollouts is averaged before it is compared."""
-REFERENCE = "hdpo 0.15"
+REFERENCES = ("hdpo 0.15", "hdpo 0.3")
+"""What the arms of a regime are compared with, where it has them: the paper's setting, and the one
+that is about as fast as a coupled reward."""
 
 Record = tuple[Arm, int, dict[str, Any]]
 """An arm, the seed, and what `training.train_arm` returned."""
@@ -88,7 +90,11 @@ def _arm(
 ) -> dict[str, Any]:
     arm = runs[0][0]
     own = scores[arm.label]
-    reference = scores.get(f"{arm.regime}: {REFERENCE}")
+    references = {
+        name: scores[label]
+        for name in REFERENCES
+        if name != arm.name and (label := f"{arm.regime}: {name}") in scores
+    }
     steps = [run["steps"] for _, _, run in runs]
     crossings = {
         str(threshold): [
@@ -123,9 +129,7 @@ def _arm(
             threshold: [None if step is None else step * scale.rollouts_per_step for step in found]
             for threshold, found in crossings.items()
         },
-        "against_reference": (
-            _difference(own, reference) if reference and arm.name != REFERENCE else None
-        ),
+        "against": {name: _difference(own, other) for name, other in references.items()},
         "curve": {
             "rollouts": [(i + 1) * scale.rollouts_per_step for i in range(len(steps[0]))],
             "redundant": _rates(steps, "redundant", "solvable"),

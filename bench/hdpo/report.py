@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, eapo, grpo, push
-from bench.hdpo.figures import THRESHOLDS, WINDOW
+from bench.hdpo.figures import REFERENCES, THRESHOLDS, WINDOW
 from bench.hdpo.plots import plot_curves, plot_exact, plot_q
 from toolwise.markdown import fill, table
 
@@ -122,9 +122,9 @@ def _study_tables(results: dict[str, Any]) -> str:
     for regime in dict.fromkeys(arm["regime"] for arm in results["arms"]):
         arms = [arm for arm in results["arms"] if arm["regime"] == regime]
         lines += ["", f"#### {regime[0].upper()}{regime[1:]}", "", _regime_table(arms)]
-        compared = [arm for arm in arms if arm["against_reference"]]
-        if compared:
-            lines += ["", _comparison_table(compared)]
+        for reference in REFERENCES:
+            if compared := [arm for arm in arms if _compared(arm, reference)]:
+                lines += ["", _comparison_table(compared, reference)]
     lines += ["", "![Calls in training: redundant (solid), necessary (dotted)](hdpo-curves.svg)"]
     lines += ["", "![The qualifying set in training](hdpo-q.svg)"]
     return "\n".join(lines)
@@ -160,11 +160,17 @@ def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _comparison_table(arms: Sequence[dict[str, Any]]) -> str:
+def _compared(arm: dict[str, Any], reference: str) -> bool:
+    """Every arm with the paper's setting; with the fast one only those of one channel."""
+    fast = reference != REFERENCES[0]
+    return reference in arm["against"] and not (fast and arm["name"].startswith(("hdpo", "grpo")))
+
+
+def _comparison_table(arms: Sequence[dict[str, Any]], reference: str) -> str:
     """Differences of the sampled rates, in points."""
     return table(
-        ["against hdpo 0.15, sampled", "accuracy", "redundant", "necessary"],
-        ([arm["name"], *(_points(d) for d in arm["against_reference"].values())] for arm in arms),
+        [f"against {reference}, sampled", "accuracy", "redundant", "necessary"],
+        ([arm["name"], *map(_points, arm["against"][reference].values())] for arm in arms),
     )
 
 

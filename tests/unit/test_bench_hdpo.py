@@ -124,8 +124,8 @@ def test_seeds_are_pooled_item_by_item_and_compared_in_pairs() -> None:
     assert [first["sampled"][m]["value"] for m in first["sampled"]] == [1.0, 0.0, 1.0]
     assert [second["sampled"][m]["value"] for m in second["sampled"]] == [0.75, 0.5, 0.5]
     assert second["sampled"]["accuracy"]["count"] == 4  # two items of two seeds
-    assert first["against_reference"] is None
-    against = second["against_reference"]
+    assert first["against"] == {}
+    against = second["against"]["hdpo 0.15"]
     assert {name: (d["value"], d["count"]) for name, d in against.items()} == {
         "accuracy": (-0.25, 4),
         "redundant_call_rate": (0.5, 2),
