@@ -24,7 +24,6 @@ from datasets import Dataset
 from transformers import AutoModelForImageTextToText
 from transformers.utils.chat_template_utils import get_json_schema
 from trl.trainer.grpo_config import GRPOConfig
-from trl.trainer.grpo_trainer import GRPOTrainer
 
 from toolwise.agent import Limits, Sampling, run_agent
 from toolwise.agent.processor import load_processor
@@ -32,6 +31,7 @@ from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.data import Task, decode_image
 from toolwise.data.parquet import read_tasks
 from toolwise.tools import Tool, ToolError, ToolSession, open_tools
+from toolwise.training.hdpo.tool_images import ToolImagesGRPOTrainer
 
 PROMPTS = 24
 GROUP = 8
@@ -151,7 +151,7 @@ class _Done(Exception):
     """The rollouts are made; rewards are another matter."""
 
 
-class _TrlRollouts(GRPOTrainer):
+class _TrlRollouts(ToolImagesGRPOTrainer):
     rows: list[dict[str, Any]]
     calls = 0
 

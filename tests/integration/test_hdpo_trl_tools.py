@@ -16,6 +16,8 @@ from PIL import Image
 from recorded_rollouts import G, arguments, base_model, load
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl.chat_template_utils import qwen3_chat_template
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from toolwise.agent.processor import load_processor
 from toolwise.synthetic.model import build_tokenizer
@@ -169,3 +171,26 @@ def test_calls_of_trls_loop_are_what_efficiency_counts(
     assert logged["grad_norm"] > 0
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_turn_goes_on_without_the_conversations_that_got_images(tmp_path: Path) -> None:
+    model, processor = vision(tmp_path)
+    given: dict[str, Any] = {
+        "model": model,
+        "reward_funcs": right,
+        "processing_class": processor,
+        "train_dataset": Dataset.from_dict({"prompt": [[{"role": "user", "content": "sum?"}]] * 2}),
+        "environment_factory": Sight,
+    }
+    options = arguments(tmp_path, prompts=2, max_completion_length=4)
+    ids = processor.tokenizer("What is on the sign?")["input_ids"]
+    # As the loop asks where other conversations of the batch, which have ended, saw images.
+    turn = ([ids, ids[:-1]], [None, []], {}, 1)
+    # Where TRL does this by itself, ours can go.
+    with pytest.raises(ValueError, match="token_type_ids"):
+        GRPOTrainer(args=GRPOConfig(**options), **given)._generate_single_turn(
+            *turn, has_tool_images=True
+        )
+    trainer = HDPOTrainer(args=HDPOConfig(**options), **given)
+    written, _ = trainer._generate_single_turn(*turn, has_tool_images=True)
+    assert [1 <= len(row) <= 4 for row in written] == [True, True]

@@ -33,13 +33,14 @@ from toolwise.training.hdpo.monitoring import rollout_metrics
 from toolwise.training.hdpo.resumable import ResumableGRPOTrainer
 from toolwise.training.hdpo.rewards import Scores, efficiency_rewards, judge_failed
 from toolwise.training.hdpo.tool_free import answer_both_ways, is_tool_free, mixture_weights
+from toolwise.training.hdpo.tool_images import ToolImagesGRPOTrainer
 
 __all__ = ["HDPOConfig", "HDPOTrainer", "Scores", "Variant"]
 
 _logger = logging.get_logger(__name__)
 
 
-class HDPOTrainer(ResumableGRPOTrainer):
+class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
     """Hierarchical Decoupled Policy Optimization (arXiv 2604.08545) on TRL's GRPO trainer.
 
     Takes what `GRPOTrainer` takes. The reward functions, summed by `reward_weights`, are the
