@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.hdpo.remembering import open_remembering
 from toolwise.agent import Limits, Rollout, Sampling, run_agent
 from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.data import Task, grade
 from toolwise.data.parquet import read_tasks
 from toolwise.evaluation.metrics import Mode, RolloutScore, score
-from toolwise.tools import Tool, open_tools
+from toolwise.tools import Tool
 
 MAX_TOKENS = 32
 KNOWN_SAMPLES = 8
@@ -61,7 +62,7 @@ def ask_prompts(checkpoint: Path, prompts: Path, corpus: Path) -> dict[str, dict
     """
     tasks = read_tasks(prompts)
     engine = TransformersEngine.load(checkpoint)
-    tools = open_tools(corpus)
+    tools = open_remembering(corpus)
     try:
         off = answers(engine, tasks, (), KNOWN_SAMPLES, SAMPLING["tools_off"][1])
         on = answers(engine, tasks, tools, KNOWN_SAMPLES, SAMPLING["sampled"][1])

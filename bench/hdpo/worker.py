@@ -16,17 +16,18 @@ from transformers.utils import logging
 
 from bench.hdpo.checkpoints import Material, cold_start, material
 from bench.hdpo.measuring import close
+from bench.hdpo.remembering import open_remembering
 from bench.hdpo.scale import Scale
 from bench.hdpo.study import Job, jobs
 from bench.hdpo.training import train_arm
 from toolwise.storage import atomic_file
-from toolwise.tools import Tool, open_tools
+from toolwise.tools import Tool
 
 
 def work(scale: Scale) -> None:
     """Do the jobs that are neither done nor being done by another worker, until none is left."""
     made, parent = material(scale), os.getppid()
-    tools = open_tools(made.corpus)
+    tools = open_remembering(made.corpus)
     try:
         for job in jobs(scale):
             if os.getppid() != parent:  # whoever started this is gone
