@@ -31,6 +31,7 @@ def tables() -> dict[str, str]:
         "endpoint": _endpoint(serve),
         "saved": _saved(serve),
         "data": _data(),
+        "images": _images(measured("images")),
     }
 
 
@@ -161,6 +162,19 @@ def _data() -> str:
                 f"{near['texts_per_second_one_core']:,.0f}",
             ],
             ["the same, by their pictures too", f"{near['pictures_per_second_one_core']:,.0f}"],
+        ],
+        numbers=1,
+    )
+
+
+def _images(figures: Figures) -> str:
+    names = [key.split()[0] for key in figures if key.endswith("megabytes")]
+    return table(
+        ["image", "MB", "minutes of one core"],
+        [
+            [f"`{name}`", f"{figures[f'{name} megabytes']:,.0f}"]
+            + [f"{figures[f'{name} cpu_seconds'] / 60:.1f}"]
+            for name in names
         ],
         numbers=1,
     )
