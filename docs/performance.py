@@ -168,16 +168,12 @@ def _data() -> str:
 
 
 def _images(figures: Figures) -> str:
+    def row(name: str) -> list[str]:
+        megabytes, seconds = (figures[f"{name} {what}"] for what in ("megabytes", "cpu_seconds"))
+        return [f"`{name}`", f"{megabytes:,.0f}", f"{seconds / 60:.1f}"]
+
     names = [key.split()[0] for key in figures if key.endswith("megabytes")]
-    return table(
-        ["image", "MB", "minutes of one core"],
-        [
-            [f"`{name}`", f"{figures[f'{name} megabytes']:,.0f}"]
-            + [f"{figures[f'{name} cpu_seconds'] / 60:.1f}"]
-            for name in names
-        ],
-        numbers=1,
-    )
+    return table(["image", "MB", "minutes of one core"], map(row, names), numbers=1)
 
 
 if __name__ == "__main__":
