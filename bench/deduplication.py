@@ -31,7 +31,7 @@ def measure() -> dict[str, float]:
     text_index = BenchmarkIndex(list(map(Item.of, text_benchmark)), DeduplicationSettings())
     picture_index = BenchmarkIndex(list(map(Item.of, picture_benchmark)), DeduplicationSettings())
     cores = filtering.CORES
-    figures = {}
+    figures: dict[str, float] = {"texts": len(texts), "pictures": len(pictures)}
     try:
         for name, count in (("one_core", 1), ("all_cores", cores)):
             filtering.CORES = count

@@ -31,7 +31,7 @@ def measure() -> dict[str, float]:
     signs = [task for task in tasks if task.ability == "perception"][:PROMPTS]
     conversations = [[user_message(task)] for task in signs for _ in range(GROUP)]
     ours, theirs = [], []
-    for _ in range(REPEATS):
+    for _ in range(REPEATS + 1):
         started = time.perf_counter()
         batch = engine.start(conversations, [PYTHON_SCHEMA])
         asyncio.run(batch.generate(range(len(conversations)), Sampling(max_tokens=TOKENS)))
@@ -39,7 +39,10 @@ def measure() -> dict[str, float]:
         started = time.perf_counter()
         _library(engine, conversations)
         theirs.append(time.perf_counter() - started)
+    ours, theirs = ours[1:], theirs[1:]  # the first of each warms up
     return {
+        "prompts": PROMPTS,
+        "answers": PROMPTS * GROUP,
         "engine_seconds": statistics.median(ours),
         "model_generate_seconds": statistics.median(theirs),
         "ratio": statistics.median(theirs) / statistics.median(ours),

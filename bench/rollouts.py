@@ -1,9 +1,9 @@
 """Rollouts per second of the agent loop and of TRL's own tool loop, on the same model and tools.
 
-The model is the demo's after SFT (of `runs/demo`, else the study's); 24 prompts, a third each of
-perception, math and search, 8 rollouts of each. Both run in one process on the same weights, in
-turn, with as many torch threads as the environment gives them; the sandboxes of the python tool
-are processes beside it.
+The model is the demo's after SFT (of `runs/demo`, else the study's); each batch has 24 other
+prompts, a third each of perception, math and search, 8 rollouts of each. Both run in one process
+on the same weights, in turn, with as many torch threads as the environment gives them; the
+sandboxes of the python tool are processes beside it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def measure() -> dict[str, float]:
     engine = TransformersEngine(model, processor)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(model, processor, tools, tasks, engine.suppressed_ids, folder)
-        sides = {"toolwise": lambda seed: _ours(engine, tasks, tools, seed), "trl": trainer.roll}
+        sides = {
+            "toolwise": lambda seed: _ours(engine, _batch(tasks, seed), tools, seed),
+            "trl": trainer.roll,
+        }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         calls: dict[str, list[int]] = {name: [] for name in sides}
         spent: dict[str, Counter[str]] = {name: Counter() for name in sides}
@@ -65,7 +68,10 @@ def measure() -> dict[str, float]:
                 else:
                     spent[name].clear()
     asyncio.run(_close(tools))
-    figures: dict[str, float] = {"torch_threads": torch.get_num_threads()}
+    figures: dict[str, float] = {
+        "torch_threads": torch.get_num_threads(),
+        "rollouts": PROMPTS * GROUP,
+    }
     for name in sides:
         figures[f"{name}_rollouts_per_second"] = PROMPTS * GROUP / statistics.median(seconds[name])
         figures[f"{name}_calls_per_rollout"] = statistics.mean(calls[name]) / (PROMPTS * GROUP)
@@ -95,7 +101,11 @@ def _material() -> tuple[Path, list[Task], Path]:
 
         made = prepare(Scale())
         checkpoint, tasks, corpus = made.start("mild"), made.prompts, made.corpus
-    return checkpoint, list(read_tasks(tasks))[:PROMPTS], corpus
+    return checkpoint, list(read_tasks(tasks))[: PROMPTS * (REPEATS + 1)], corpus
+
+
+def _batch(every: Sequence[Any], number: int) -> Sequence[Any]:
+    return every[number * PROMPTS : (number + 1) * PROMPTS]
 
 
 def _ours(
@@ -159,7 +169,8 @@ class _TrlRollouts(ToolImagesGRPOTrainer):
         """One batch of rollouts; returns the tool calls in it."""
         torch.manual_seed(seed)
         try:
-            self._generate_and_score_completions(self.rows)
+            rows = _batch(self.rows, seed)
+            self._generate_and_score_completions([row for row in rows for _ in range(GROUP)])
         except _Done:
             return self.calls
         raise AssertionError("TRL makes its rollouts elsewhere")
@@ -199,7 +210,11 @@ def _trainer(
             temperature=1.0,
             max_completion_length=4 * TURN_TOKENS,
             max_tool_calling_iterations=3,
-            generation_kwargs={"suppress_tokens": list(suppressed)},
+            # TRL would let each turn have the tokens of all.
+            generation_kwargs={
+                "suppress_tokens": list(suppressed),
+                "max_new_tokens": TURN_TOKENS,
+            },
             report_to="none",
             use_cpu=True,
         ),
@@ -207,7 +222,7 @@ def _trainer(
         train_dataset=Dataset.from_list([{k: row[k] for k in ("prompt", "task")} for row in rows]),
         environment_factory=_Environment,
     )
-    trainer.rows = [row for row in rows for _ in range(GROUP)]
+    trainer.rows = rows
     return trainer
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
@@ -34,6 +35,8 @@ LATENCY_REQUESTS = 2000
 CLIENTS, LOAD_SECONDS, SETTLED_SECONDS = 200, 60, 15
 BATCH_CLIENTS, BATCH_ROUNDS, BATCH_SECONDS = 32, 3, 6
 QUESTIONS = 200
+NEEDS = {True: "calls_where_needed", False: "calls_where_not"}
+"""What the calls on a question are counted as, by whether its author thinks it needs a tool."""
 START_SECONDS = 300.0
 
 Figures = dict[str, float]
@@ -190,8 +193,9 @@ class DemoRun:
         self.hdpo = _only(steps, "train-hdpo/*/checkpoint")
         self.corpus = _only(steps, "prepare-data/*/data/corpus.jsonl")
         benchmark = _only(steps, "prepare-data/*/data/benchmark.parquet")
-        every = list(read_tasks(benchmark))
-        self.tasks: Sequence[Task] = every[:: max(1, len(every) // QUESTIONS)][:QUESTIONS]
+        # Abilities and needs alternate; signs between small and large are neither needed nor not.
+        plain = [t for t in read_tasks(benchmark) if t.metadata.get("needs_tool") is not None]
+        self.tasks: Sequence[Task] = plain[:QUESTIONS]
 
 
 def demo_run() -> DemoRun:
@@ -225,6 +229,7 @@ def batching(run: DemoRun) -> Figures:
                 rates[name].append(asyncio.run(_throughput(served, run.tasks)))
     continuous, one = (statistics.median(rates[name]) for name in rates)
     return {
+        "batch_clients": BATCH_CLIENTS,
         "continuous_requests_per_second": continuous,
         "one_at_a_time_requests_per_second": one,
         "continuous_times_one_at_a_time": continuous / one,
@@ -256,8 +261,10 @@ async def _throughput(served: Served, tasks: Sequence[Task]) -> float:
 
 def savings(run: DemoRun) -> Figures:
     """Time, tokens and calls of the HDPO model beside the SFT model, on the same questions."""
-    counted = ("seconds", "tokens", "calls", "right")
+    counted = ("seconds", "tokens", "calls", "right", *NEEDS.values())
     totals = {name: dict.fromkeys(counted, 0.0) for name in ("sft", "hdpo")}
+    needs = {task.id: NEEDS[task.metadata["needs_tool"]] for task in run.tasks}
+    of = dict.fromkeys(counted, len(run.tasks)) | Counter(needs.values())
     with ExitStack() as stack:
         servers = {
             name: stack.enter_context(
@@ -272,15 +279,17 @@ def savings(run: DemoRun) -> Figures:
                 reply = client.post(served.url, content=asked(task)).raise_for_status().json()
                 totals[name]["seconds"] += time.perf_counter() - started
                 totals[name]["tokens"] += reply["usage"]["total_tokens"]
-                totals[name]["calls"] += reply["toolwise"]["tool_calls"]
+                calls = reply["toolwise"]["tool_calls"]
+                totals[name]["calls"] += calls
+                totals[name][needs[task.id]] += calls
                 answer = reply["choices"][0]["message"]["content"]
                 totals[name]["right"] += grade(task, answer)
     sft, hdpo = totals["sft"], totals["hdpo"]
-    count = len(run.tasks)
     return {
-        "questions": count,
-        **{f"sft_{name}_per_answer": value / count for name, value in sft.items()},
-        **{f"hdpo_{name}_per_answer": value / count for name, value in hdpo.items()},
+        "questions": len(run.tasks),
+        **{f"questions_{need}": of[need] for need in NEEDS.values()},
+        **{f"sft_{name}_per_answer": value / of[name] for name, value in sft.items()},
+        **{f"hdpo_{name}_per_answer": value / of[name] for name, value in hdpo.items()},
         "share_of_latency_saved": 1 - hdpo["seconds"] / sft["seconds"],
         "share_of_tokens_saved": 1 - hdpo["tokens"] / sft["tokens"],
     }

@@ -3,100 +3,169 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from toolwise.errors import InputError
+from toolwise.evaluation.statistics import wilson_interval
 from toolwise.markdown import fill, table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 
-MODELS = ("sft", "hdpo")
 
-Figures = Mapping[str, float]
+class Figures(dict[str, float]):
+    """What was measured last of one part; one that is missing says how to get it."""
+
+    def __init__(self, part: str, figures: Mapping[str, float]) -> None:
+        super().__init__(figures)
+        self._part = part
+
+    def __missing__(self, name: str) -> float:
+        raise InputError(f"bench/results/{self._part}.json has no {name}: {_how(self._part)}")
 
 
 def measured(part: str) -> Figures:
-    """What `python -m bench PART` measured last."""
-    return json.loads((ROOT / f"bench/results/{part}.json").read_text())["figures"]
+    """The figures in `bench/results/PART.json`.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = ROOT / "bench" / "results" / f"{part}.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing: {_how(part)}")
+    return Figures(part, json.loads(path.read_text(encoding="utf-8"))["figures"])
+
+
+def _how(part: str) -> str:
+    if part == "images":
+        return "make test-images"
+    return f"make demo, and then python -m bench {part}"
 
 
 def tables() -> dict[str, str]:
     """The tables, by the name of their place in the page."""
     serve, rollouts = measured("serve"), measured("rollouts")
     return {
-        "beside": _beside(serve, rollouts),
+        "beside": _beside(rollouts, measured("engine"), measured("trainer_cost")),
         "rollouts": _rollouts(rollouts),
+        "saved": _saved(serve),
         "sandbox": _sandbox(measured("sandbox")),
         "endpoint": _endpoint(serve),
-        "saved": _saved(serve),
-        "data": _data(),
+        "data": _data(measured("runner"), measured("curation"), measured("deduplication")),
         "images": _images(measured("images")),
     }
 
 
-def _beside(serve: Figures, rollouts: Figures) -> str:
-    """Ours and the library's own way, measured in turn in one run."""
-    engine, cost = measured("engine"), measured("trainer_cost")
+def _beside(rollouts: Figures, engine: Figures, cost: Figures) -> str:
+    steps = [
+        [
+            f"processor time of a training step on {cost['rollouts']:.0f} recorded rollouts, "
+            f"`GRPOTrainer`; {what}",
+            f"{cost['grpo_seconds']:.2f} s",
+            f"{cost[f'{name}_seconds']:.2f} s",
+            f"{1 / cost[f'{name}_ratio']:.2f}",
+        ]
+        for what, name in (
+            ("`HDPOTrainer`", "hdpo"),
+            ("`HDPOTrainer` with an agent", "hdpo_agent"),
+        )
+    ]
     return table(
-        ["what", "Toolwise", "beside it", "ratio"],
+        ["library; Toolwise", "library", "Toolwise", "times as fast"],
         [
             [
-                "rollouts a second: agent loop; TRL's own tool loop",
-                f"{rollouts['toolwise_rollouts_per_second']:.0f}",
+                "rollouts a second, TRL's own tool loop; the agent loop",
                 f"{rollouts['trl_rollouts_per_second']:.0f}",
+                f"{rollouts['toolwise_rollouts_per_second']:.0f}",
                 f"{rollouts['ratio']:.1f}",
             ],
             [
-                "96 greedy answers, 8 to a prompt: engine; `model.generate`",
-                f"{engine['engine_seconds']:.2f} s",
+                f"{engine['answers']:.0f} greedy answers to {engine['prompts']:.0f} prompts, "
+                "`model.generate`; the engine",
                 f"{engine['model_generate_seconds']:.2f} s",
+                f"{engine['engine_seconds']:.2f} s",
                 f"{engine['ratio']:.1f}",
             ],
-            [
-                "training step on the same rollouts: `HDPOTrainer`; `GRPOTrainer`",
-                f"{cost['hdpo_seconds']:.2f} s",
-                f"{cost['grpo_seconds']:.2f} s",
-                f"{cost['hdpo_ratio']:.3f}",
-            ],
-            [
-                "answers a second for 32 clients: batched; one at a time",
-                f"{serve['continuous_requests_per_second']:.0f}",
-                f"{serve['one_at_a_time_requests_per_second']:.0f}",
-                f"{serve['continuous_times_one_at_a_time']:.1f}",
-            ],
+            *steps,
         ],
         numbers=1,
     )
 
 
 def _rollouts(figures: Figures) -> str:
-    parts = {"model": "_seconds_model", "image preprocessing": "_seconds_images"}
-    rows = {"all": [figures[f"{side}_seconds"] for side in ("toolwise", "trl")]}
-    rows |= {
-        n: [figures[f"{side}{key}"] for side in ("toolwise", "trl")] for n, key in parts.items()
+    whole, model, images = (
+        [figures[f"{side}_{part}"] for side in ("trl", "toolwise")]
+        for part in ("seconds", "seconds_model", "seconds_images")
+    )
+    rest = [a - b - c for a, b, c in zip(whole, model, images, strict=True)]
+    rows = {
+        "all": whole,
+        "model": model,
+        "image preprocessing": images,
+        "rendering, sampling, tools, the rest": rest,
     }
-    rest = [whole - model - images for whole, model, images in zip(*rows.values(), strict=True)]
-    rows["rendering, sampling, tools, the rest"] = rest
     return table(
-        ["seconds of a batch of 192", "agent loop", "TRL"],
-        [[name, *(f"{second:.2f}" for second in row)] for name, row in rows.items()],
+        [f"seconds of a batch of {figures['rollouts']:.0f}", "TRL", "agent loop"],
+        [[name, *(f"{seconds:.2f}" for seconds in row)] for name, row in rows.items()],
+        numbers=1,
+    )
+
+
+def _saved(figures: Figures) -> str:
+    def row(name: str, form: str) -> list[str]:
+        sft, hdpo = (figures[f"{model}_{name}_per_answer"] for model in ("sft", "hdpo"))
+        return [f"{sft:{form}}", f"{hdpo:{form}}", f"{1 - hdpo / sft:.0%}"]
+
+    def right(model: str) -> str:
+        rate, count = figures[f"{model}_right_per_answer"], int(figures["questions"])
+        interval = wilson_interval(rate * count, count)
+        return f"{rate:.1%} ({interval.low:.1%}–{interval.high:.1%})"
+
+    needed, not_needed = (
+        f"calls on the {figures[f'questions_{need}']:.0f} made {what}"
+        for need, what in (
+            ("calls_where_needed", "to need a tool"),
+            ("calls_where_not", "not to need one"),
+        )
+    )
+    return table(
+        [f"an answer, mean of {figures['questions']:.0f} questions", "SFT", "HDPO", "saved"],
+        [
+            ["seconds", *row("seconds", ".3f")],
+            ["tokens read and written, all turns", *row("tokens", ".0f")],
+            ["calls", *row("calls", ".2f")],
+            [needed, *row("calls_where_needed", ".2f")],
+            [not_needed, *row("calls_where_not", ".2f")],
+            ["right", right("sft"), right("hdpo"), ""],
+        ],
         numbers=1,
     )
 
 
 def _sandbox(figures: Figures) -> str:
-    both: dict[str, Callable[[str], str]] = {
-        "new session with its first call, median": lambda side: (
-            f"{figures[f'{side}_new_session_with_first_call_ms_p50']:,.1f} ms"
-        ),
-        "warm call, median": lambda side: f"{figures[f'{side}_warm_call_ms_p50']:.1f} ms",
-        "warm call, p99": lambda side: f"{figures[f'{side}_warm_call_ms_p99']:.1f} ms",
+    rows = {
+        "new session with its first call, median": "new_session_with_first_call_ms_p50",
+        "warm call, median": "warm_call_ms_p50",
+        "warm call, p99": "warm_call_ms_p99",
     }
-    return table(
-        ["", "sandbox", "Jupyter kernel"],
-        [[name, show("sandbox"), show("jupyter")] for name, show in both.items()],
+    compared = table(
+        ["milliseconds", "Jupyter kernel", "sandbox"],
+        [
+            [what, *(f"{figures[f'{side}_{name}']:,.1f}" for side in ("jupyter", "sandbox"))]
+            for what, name in rows.items()
+        ],
         numbers=1,
+    )
+    left = ", ".join(
+        f"{figures[f'soak_{what}_left']:.0f} {what}"
+        for what in ("processes", "descriptors", "files")
+    )
+    return (
+        f"{compared}\n\nAfter {figures['soak_calls']:,.0f} calls in a row over a pool of four, "
+        f"with a new session after every few, it held {left} and "
+        f"{figures['soak_memory_growth_mb']:.2f} MB more than before."
     )
 
 
@@ -104,8 +173,8 @@ def _endpoint(figures: Figures) -> str:
     return table(
         ["", "measured"],
         [
-            ["added to an answer without a tool, median", f"{figures['added_p50_ms']:.1f} ms"],
-            ["the same, p99", f"{figures['added_p99_ms']:.1f} ms"],
+            ["median of answers without a tool, above upstream's", _ms(figures["added_p50_ms"])],
+            ["their p99, above upstream's", _ms(figures["added_p99_ms"])],
             [
                 f"requests a second from {figures['clients']:.0f} clients at once",
                 f"{figures['load_requests_per_second']:.0f}",
@@ -115,36 +184,28 @@ def _endpoint(figures: Figures) -> str:
                 f"{figures['load_errors']:.0f}",
             ],
             [
-                f"memory grown meanwhile, of {figures['load_mib_settled']:.0f} MiB",
+                f"memory grown from the 15th second on, of {figures['load_mib_settled']:.0f} MiB",
                 f"{figures['load_mib_grown']:.1f} MiB",
+            ],
+            [
+                f"answers a second of the demo's model in process, {figures['batch_clients']:.0f} "
+                "clients",
+                f"{figures['continuous_requests_per_second']:.0f}",
+            ],
+            [
+                "the same, one request at a time (`--concurrency 1`)",
+                f"{figures['one_at_a_time_requests_per_second']:.0f}",
             ],
         ],
         numbers=1,
     )
 
 
-def _saved(figures: Figures) -> str:
-    shown = {"seconds": ".3f", "tokens": ".0f", "calls": ".2f", "right": ".1%"}
-    rows = [
-        [name, *(f"{figures[f'{model}_{name}_per_answer']:{form}}" for model in MODELS)]
-        for name, form in shown.items()
-    ]
-    saved = [
-        f"{figures['share_of_latency_saved']:.0%}",
-        f"{figures['share_of_tokens_saved']:.0%}",
-        f"{1 - figures['hdpo_calls_per_answer'] / figures['sft_calls_per_answer']:.0%}",
-        "–",
-    ]
-    return table(
-        [f"of an answer, mean of {figures['questions']:.0f}", "SFT", "HDPO", "saved"],
-        [[*row, share] for row, share in zip(rows, saved, strict=True)],
-        numbers=1,
-    )
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms"
 
 
-def _data() -> str:
-    runner, curation = measured("runner"), measured("curation")
-    near = measured("deduplication")
+def _data(runner: Figures, curation: Figures, near: Figures) -> str:
     return table(
         ["", "a second"],
         [
@@ -156,12 +217,15 @@ def _data() -> str:
                 "trajectories filtered, executing their calls again, on one core",
                 f"{curation['rows_per_second_on_1']:,.0f}",
             ],
-            ["the same, on two cores", f"{curation['rows_per_second_on_2']:,.0f}"],
+            ["the same, on two", f"{curation['rows_per_second_on_2']:,.0f}"],
             [
-                "prompts compared with a benchmark of as many, by their words, on one core",
+                f"{near['texts']:,.0f} prompts of text, compared with a benchmark of as many",
                 f"{near['texts_per_second_one_core']:,.0f}",
             ],
-            ["the same, by their pictures too", f"{near['pictures_per_second_one_core']:,.0f}"],
+            [
+                f"{near['pictures']:.0f} prompts with a picture, likewise",
+                f"{near['pictures_per_second_one_core']:,.0f}",
+            ],
         ],
         numbers=1,
     )
@@ -173,9 +237,12 @@ def _images(figures: Figures) -> str:
         return [f"`{name}`", f"{megabytes:,.0f}", f"{seconds / 60:.1f}"]
 
     names = [key.split()[0] for key in figures if key.endswith("megabytes")]
-    return table(["image", "MB", "minutes of one core"], map(row, names), numbers=1)
+    return table(["image", "MB", "CPU minutes"], map(row, names), numbers=1)
 
 
 if __name__ == "__main__":
-    fill(PAGE, tables())
+    try:
+        fill(PAGE, tables())
+    except InputError as error:
+        sys.exit(f"{error}")
     print(f"wrote {PAGE}")

@@ -6,13 +6,13 @@ here has been measured on a GPU.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+from docs.performance import measured as measured_figures
 from toolwise.markdown import fill, table
 from toolwise.profile import Profile, load_profile
 from toolwise.training.hardware import GPUS
@@ -62,8 +62,8 @@ class Measured(NamedTuple):
 def measured() -> Measured:
     """The figures as the repository has them."""
     return Measured(
-        _figure("serve", "endpoint_cpu_ms_per_request"),
-        _figure("sandbox", "sandbox_new_session_with_first_call_ms_p50"),
+        measured_figures("serve")["endpoint_cpu_ms_per_request"],
+        measured_figures("sandbox")["sandbox_new_session_with_first_call_ms_p50"],
         _calls("HDPO"),
         _calls("SFT"),
     )
@@ -245,10 +245,6 @@ def _serving_row(rate: int, served: Served) -> tuple[str, ...]:
         if served.sandbox_cores < 1
         else f"{served.sandbox_cores:.0f}",
     )
-
-
-def _figure(part: str, name: str) -> float:
-    return json.loads((ROOT / f"bench/results/{part}.json").read_text())["figures"][name]
 
 
 def _calls(stage: str) -> float:

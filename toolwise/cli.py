@@ -740,7 +740,10 @@ def promote(
     baseline: Annotated[
         Path, typer.Option(help="Evaluation of the model it was trained from.", exists=True)
     ],
-    model: Annotated[Path | None, typer.Option(help="Checkpoint folder.", exists=True)] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint folder; the evaluation has to be of it.", exists=True),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the decision goes; must not exist yet.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,26 +21,27 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: int | 
     """
     left = len(head) if numbers is None else numbers
     rule = ["---"] * left + ["---:"] * (len(head) - left)
-    lines = (map(_cell, head), rule, *(map(_cell, row) for row in rows))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [head, rule, *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    # A backslash before the bar would be taken for the one that escapes it.
+    return re.sub(r"(\\*)\|", r"\1\1\|", " ".join(str(value).splitlines()))
 
 
 def filled(page: str, parts: Mapping[str, str]) -> str:
     """The page with each part between its two markers, `<!-- name: start -->` and `… end -->`.
 
     Raises:
-        InputError: a part has no such place.
+        InputError: a part has no such place, or more than one.
     """
     for name, content in parts.items():
         start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
-        before, found, rest = page.partition(start)
+        before, _, rest = page.partition(start)
         _, ended, after = rest.partition(end)
-        if not found or not ended:
-            raise InputError(f"the lines {start} and {end} have to mark the place")
+        if not ended or page.count(start) > 1 or page.count(end) > 1:
+            raise InputError(f"{start} and {end}, once each, have to mark the place")
         page = f"{before}{start}\n{content}\n{end}{after}"
     return page
 
@@ -48,11 +50,11 @@ def fill(page: Path, parts: Mapping[str, str]) -> None:
     """Write the parts into the page in this file; see `filled`.
 
     Raises:
-        InputError: a part has no place in it; names the file.
+        InputError: it cannot be read, or a part has no place in it; names the file.
     """
     try:
         text = filled(page.read_text(encoding="utf-8"), parts)
-    except InputError as error:
+    except (OSError, UnicodeDecodeError, InputError) as error:
         raise InputError(f"{page}: {error}") from None
     with atomic_file(page) as partial:
         partial.write_text(text, encoding="utf-8")

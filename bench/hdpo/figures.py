@@ -26,9 +26,8 @@ THRESHOLDS = (0.5, 0.05)
 """Of the redundant rate: half way, and cured."""
 WINDOW = 5
 """Steps over which the redundant rate of the rollouts is averaged before it is compared."""
-REFERENCES = ("hdpo 0.15", "hdpo 0.3")
-"""What the arms of a regime are compared with, where it has them: the paper's setting, and the one
-that is about as fast as a coupled reward."""
+PAPERS, FAST = "hdpo 0.15", "hdpo 0.3"
+"""What arms are compared with: the paper's setting, and one about as fast as a coupled reward."""
 
 Record = tuple[Arm, int, dict[str, Any]]
 """An arm, the seed, and what `training.train_arm` returned."""
@@ -90,11 +89,6 @@ def _arm(
 ) -> dict[str, Any]:
     arm = runs[0][0]
     own = scores[arm.label]
-    references = {
-        name: scores[label]
-        for name in REFERENCES
-        if name != arm.name and (label := f"{arm.regime}: {name}") in scores
-    }
     steps = [run["steps"] for _, _, run in runs]
     crossings = {
         str(threshold): [
@@ -129,7 +123,11 @@ def _arm(
             threshold: [None if step is None else step * scale.rollouts_per_step for step in found]
             for threshold, found in crossings.items()
         },
-        "against": {name: _difference(own, other) for name, other in references.items()},
+        "against": {
+            name: _difference(own, scores[label])
+            for name, label in _references(arm).items()
+            if label in scores and label != arm.label
+        },
         "curve": {
             "rollouts": [(i + 1) * scale.rollouts_per_step for i in range(len(steps[0]))],
             "redundant": _rates(steps, "redundant", "solvable"),
@@ -137,6 +135,16 @@ def _arm(
             **{name: _means(steps, name) for name in ("right", "q", "signal", "mixed")},
         },
     }
+
+
+def _references(arm: Arm) -> dict[str, str]:
+    """Labels of the arms it is compared with, by what the comparison is called."""
+    found = {PAPERS: f"{arm.regime}: {PAPERS}"}
+    if arm.changes.get("variant") in ("coupled", "eapo"):
+        found[FAST] = f"{arm.regime}: {FAST}"
+    if arm.bonus:
+        found[f"{arm.name} of main"] = f"main: {arm.name}"
+    return found
 
 
 def _scores(seed: int, run: dict[str, Any]) -> list[RolloutScore]:

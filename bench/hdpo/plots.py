@@ -81,8 +81,11 @@ def plot_q(results: dict[str, Any], path: Path) -> None:
     arms = [
         arm
         for arm in results["arms"]
-        if arm["name"] in ("hdpo 0.15", "hdpo 0.15, tool-free 2")
-        or (arm["regime"] == "main" and arm["name"] in ("grpo", "coupled 0.3"))
+        if (
+            arm["name"] in ("hdpo 0.15", "hdpo 0.15, tool-free 2")
+            or (arm["regime"] == "main" and arm["name"] in ("grpo", "coupled 0.3"))
+        )
+        and len(arm["curve"]["rollouts"]) == results["scale"]["steps"]
     ]
     titles = {
         "q": "rollouts in Q, of a group",
@@ -91,10 +94,12 @@ def plot_q(results: dict[str, Any], path: Path) -> None:
     }
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for arm, colour in zip(arms, cycle(COLOURS)):
+        for number, arm in enumerate(arms):
             label = f"{arm['regime']}: {arm['name']}" if name == "q" else None
             curve = arm["curve"]
-            axes.plot(curve["rollouts"], curve[name], color=colour, label=label)
+            again, colour = divmod(number, len(COLOURS))
+            style = {"color": COLOURS[colour], "linestyle": "--" if again else "-"}
+            axes.plot(curve["rollouts"], curve[name], label=label, **style)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("rollouts")
         axes.set_ylim(bottom=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, eapo, grpo, push
-from bench.hdpo.figures import REFERENCES, THRESHOLDS, WINDOW
+from bench.hdpo.figures import THRESHOLDS, WINDOW
 from bench.hdpo.plots import plot_curves, plot_exact, plot_q
 from toolwise.markdown import fill, table
 
@@ -95,14 +95,16 @@ def _exact_tables() -> str:
 def _study_tables(results: dict[str, Any]) -> str:
     scale = results["scale"]
     rollouts = scale["prompts_per_step"] * scale["num_generations"]
-    cpu = [arm["cpu_seconds"] for arm in results["arms"]]
+    usual = [arm for arm in results["arms"] if len(arm["curve"]["rollouts"]) == scale["steps"]]
+    cpu = [arm["cpu_seconds"] for arm in usual]
     lines = [
         f"{scale['steps']} steps of {scale['prompts_per_step']} prompts × G "
-        f"{scale['num_generations']} ({scale['steps'] * rollouts:,} rollouts an arm), "
+        f"{scale['num_generations']} ({scale['steps'] * rollouts:,} rollouts an arm, unless its "
+        f"heading says otherwise), "
         f"{scale['items']} benchmark items answered once greedily and twice sampled; "
-        f"{results['machine']['cores']} CPU cores, {min(cpu):.0f}–{max(cpu):.0f} s of CPU an arm "
-        f"and seed. *Until* is the number of rollouts after which the redundant rate of the "
-        f"rollouts themselves, over {WINDOW} steps, stays under a threshold, seed by seed "
+        f"{min(cpu):.0f}–{max(cpu):.0f} s of one core an arm and seed. *Until* is the number of "
+        f"rollouts after which the redundant rate of the rollouts themselves, over {WINDOW} steps, "
+        f"stays under a threshold, seed by seed "
         f"(– : not within the run).",
         "",
         table(
@@ -122,9 +124,9 @@ def _study_tables(results: dict[str, Any]) -> str:
     for regime in dict.fromkeys(arm["regime"] for arm in results["arms"]):
         arms = [arm for arm in results["arms"] if arm["regime"] == regime]
         lines += ["", f"#### {regime[0].upper()}{regime[1:]}", "", _regime_table(arms)]
-        for reference in REFERENCES:
-            if compared := [arm for arm in arms if _compared(arm, reference)]:
-                lines += ["", _comparison_table(compared, reference)]
+        for reference in dict.fromkeys(name for arm in arms for name in arm["against"]):
+            compared = [arm for arm in arms if reference in arm["against"]]
+            lines += ["", _comparison_table(compared, reference)]
     lines += ["", "![Calls in training: redundant (solid), necessary (dotted)](hdpo-curves.svg)"]
     lines += ["", "![The qualifying set in training](hdpo-q.svg)"]
     return "\n".join(lines)
@@ -158,12 +160,6 @@ def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
             for arm in arms
         ),
     )
-
-
-def _compared(arm: dict[str, Any], reference: str) -> bool:
-    """Every arm with the paper's setting; with the fast one only those of one channel."""
-    fast = reference != REFERENCES[0]
-    return reference in arm["against"] and not (fast and arm["name"].startswith(("hdpo", "grpo")))
 
 
 def _comparison_table(arms: Sequence[dict[str, Any]], reference: str) -> str:

@@ -15,7 +15,7 @@ class Scale(BaseModel):
 
     Args:
         seeds: 0 … seeds − 1, of the order of the prompts and of the rollouts.
-        steps: optimizer steps of an arm.
+        steps: optimizer steps of an arm that is not `longer`.
         prompts_per_step: prompts of a step.
         num_generations: rollouts of each.
         prompts: that are trained on.

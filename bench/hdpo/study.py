@@ -86,6 +86,8 @@ def write_results(results: dict[str, Any]) -> None:
 def finished(scale: Scale) -> dict[str, Any]:
     """What came of the jobs that are done."""
     done = [(job.arm, job.seed, job.path) for job in jobs(scale) if job.path.exists()]
+    if not done:
+        sys.exit(f"no arm of this study is done under {WORK}: python -m bench.hdpo trains them")
     records = [(arm, seed, json.loads(path.read_text())) for arm, seed, path in done]
     made = material(scale)
     known = {start: json.loads(made.known(start).read_text()) for start in ("mild", "reflex")}
@@ -112,5 +114,6 @@ def _training_code() -> str:
             *(SOURCE / "toolwise" / "training" / "hdpo").glob("*.py"),
             here / "training.py",
             here / "measuring.py",
+            here / "remembering.py",
         ]
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench.hdpo.remembering import Remembering
+from toolwise.errors import BackendError
 from toolwise.tools import ToolError, ToolResult
 
 
@@ -17,7 +18,7 @@ class Adding:
     name, schema = "add", {"type": "function"}
 
     def __init__(self) -> None:
-        self.opened, self.made = 0, 0
+        self.opened, self.made, self.drift = 0, 0, 0
 
     async def open(self, images: Sequence[bytes]) -> Sum:
         self.opened += 1
@@ -35,7 +36,7 @@ class Sum:
         self.tool.made += 1
         if arguments["n"] < 0:
             raise ToolError("too small")
-        self.sum += arguments["n"]
+        self.sum += arguments["n"] + self.tool.drift
         return ToolResult(str(self.sum), is_error=arguments["n"] == 0)
 
     async def close(self) -> None:
@@ -68,6 +69,16 @@ async def test_a_new_call_after_remembered_ones_finds_the_state_they_left():
     await calls(tool, [], 2, 3)
     assert await calls(tool, [], 2, 5, 3) == ["2", "7", "10"]
     assert (inner.opened, inner.made) == (2, 2 + 3)
+
+
+async def test_a_call_that_gives_something_else_when_made_again_ends_the_study():
+    inner = Adding()
+    tool = Remembering(inner)
+    await calls(tool, [], 2)
+    inner.drift = 1
+    assert await calls(tool, [], 2) == ["2"]
+    with pytest.raises(BackendError, match=r"add: {'n': 2} gave '2' and now '3'"):
+        await calls(tool, [], 2, 5)
 
 
 async def test_errors_are_met_each_time():

@@ -20,6 +20,8 @@ def test_a_cell_stays_in_its_line_and_column():
         r"| a\|b c | 1 |",
         "| d | 2.5 |",
     ]
+    # An escaped backslash, then an escaped bar: what a reader sees is one of each.
+    assert table(["a"], [["x\\|y"], ["\r\nz"]]).splitlines()[2:] == [r"| x\\\|y |", "|  z |"]
     assert table(["a", "b"], []).splitlines() == ["| a | b |", "| --- | --- |"]
 
 
@@ -36,11 +38,22 @@ def test_only_the_named_parts_of_a_page_change(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "broken",
-    ["", "<!-- a: start -->", "<!-- a: end -->", "<!-- a: end --><!-- a: start -->"],
+    [
+        "",
+        "<!-- a: start -->",
+        "<!-- a: end -->",
+        "<!-- a: end --><!-- a: start -->",
+        2 * "<!-- a: start --><!-- a: end -->",
+    ],
 )
 def test_a_page_without_the_place_is_left_alone(tmp_path: Path, broken: str):
     page = tmp_path / "page.md"
     page.write_text(broken)
-    with pytest.raises(InputError, match=f"{page}: the lines <!-- a: start --> and"):
+    with pytest.raises(InputError, match=f"{page}: <!-- a: start --> and <!-- a: end -->"):
         fill(page, {"a": "one"})
     assert page.read_text() == broken
+
+
+def test_a_page_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"absent\.md: .*No such file"):
+        fill(tmp_path / "absent.md", {"a": "one"})

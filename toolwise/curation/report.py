@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -182,5 +183,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _short(value: Any) -> str:
     """Shown as it is, on one line; a long one cut short."""
-    text = " ".join(str(value).split()).replace("\\", "\\\\")
+    # Markdown takes a backslash for an escape; the table sees to those before a bar.
+    text = re.sub(r"\\(?!\\*\|)", r"\\\\", " ".join(str(value).split()))
     return text if len(text) <= _CELL else f"{text[: _CELL - 1]}…"

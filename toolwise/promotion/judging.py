@@ -50,7 +50,7 @@ def judge(
     """
     measured = Evaluation.read(challenger)
     if model is not None:
-        _check_of(measured, challenger, model)
+        _refuse_other_checkpoint(measured, challenger, model)
     standing = registry.standing()
     number, reference = standing.champion, None
     if number is not None:
@@ -71,8 +71,11 @@ def judge(
     return Judged(decision, standing)
 
 
-def _check_of(evaluation: Evaluation, folder: Path, model: Path) -> None:
-    """Refuse scores of another checkpoint; which one a server had loaded cannot be known."""
+def _refuse_other_checkpoint(evaluation: Evaluation, folder: Path, model: Path) -> None:
+    """Refuse scores of another checkpoint than `model`.
+
+    Which one a server had loaded cannot be known, and evaluations of older versions do not say.
+    """
     if evaluation.checkpoint is None or evaluation.model is not None:
         return
     own = content_digest(model)

@@ -20,7 +20,7 @@ from toolwise.promotion.simulation import passes_accuracy, passes_necessary, pas
 from toolwise.storage import atomic_file
 
 PLACE = "simulation"
-"""Name of the part of the page that the tables are."""
+"""The tables' place in the page."""
 
 REDUNDANT_RATES = (0.01, 0.02, 0.05, 0.10)
 NECESSARY_RATES = (0.99, 0.97, 0.95, 0.90)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -18,12 +17,15 @@ class ToolImagesGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(
         self,
         prompt_ids: Any,
-        images: Sequence[Sequence[Any] | None] | None,
-        *given: Any,
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
         has_tool_images: bool = False,
-        **named: Any,
     ) -> Any:
-        shown = has_tool_images and any(images or ())
         return super()._generate_single_turn(
-            prompt_ids, images, *given, has_tool_images=shown, **named
+            prompt_ids,
+            images,
+            multimodal_fields,
+            num_generations,
+            has_tool_images=has_tool_images and any(images or ()),
         )
