@@ -12,6 +12,7 @@ from bench.hdpo.plots import plot_curves, plot_exact, plot_q
 from toolwise.markdown import fill, table
 
 DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "hdpo.md"
 
 METHODS: dict[str, Method] = {
     "hdpo 0.05": Method(grpo, 0.05),
@@ -37,15 +38,15 @@ NEEDS = {"needless": 0.98, "needed": 0.02}
 
 def write_report(results: dict[str, Any]) -> None:
     """Write tables and plots of the study, and of what can be worked out exactly."""
-    fill(DOCS / "hdpo.md", {"exact": f"\n{_exact_tables()}\n", **study_part(results)})
+    fill(PAGE, parts(results))
     plot_exact(METHODS, CALL, DOCS / "hdpo-exact.svg")
     plot_curves(results, DOCS / "hdpo-curves.svg")
     plot_q(results, DOCS / "hdpo-q.svg")
 
 
-def study_part(results: dict[str, Any]) -> dict[str, str]:
-    """The part of the page that shows these results, by its name."""
-    return {"study": f"\n{_study_tables(results)}\n"}
+def parts(results: dict[str, Any]) -> dict[str, str]:
+    """The parts of the page that are written for it, by name."""
+    return {"exact": f"\n{_exact_tables()}\n", "study": f"\n{_study_tables(results)}\n"}
 
 
 def _exact_tables() -> str:

@@ -184,9 +184,9 @@ def test_a_study_whose_workers_get_nothing_done_ends(
 
 
 def test_the_page_shows_what_the_results_file_says() -> None:
-    page = (report.DOCS / "hdpo.md").read_text()
+    page = report.PAGE.read_text()
     results = json.loads(study.RESULTS.read_text())
-    assert filled(page, report.study_part(results)) == page
+    assert filled(page, report.parts(results)) == page
 
 
 def test_comments_do_not_make_other_code(tmp_path) -> None:  # type: ignore[no-untyped-def]
