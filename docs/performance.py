@@ -1,4 +1,7 @@
-"""Write the tables of docs/performance.md from `bench/results`: `python -m docs.performance`."""
+"""What `bench/results` holds, for people: `python -m docs.performance`.
+
+Writes the tables of docs/performance.md and a sentence of the README.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from toolwise.evaluation.statistics import wilson_interval
 from toolwise.markdown import fill, table
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
+PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 
 
 class Figures(dict[str, float]):
@@ -56,6 +59,18 @@ def tables() -> dict[str, str]:
         "data": _data(measured("runner"), measured("curation"), measured("deduplication")),
         "images": _images(measured("images")),
     }
+
+
+def sentence() -> str:
+    """What an answer of the frugal model saves, for the README."""
+    serve = measured("serve")
+    seconds, tokens = (f"{serve[f'share_of_{what}_saved']:.0%}" for what in ("latency", "tokens"))
+    sft, hdpo = (f"{serve[f'{model}_right_per_answer']:.1%}" for model in ("sft", "hdpo"))
+    return (
+        f"Behind the endpoint, an answer of the HDPO model takes {seconds} less time and {tokens} "
+        f"fewer tokens than one of the SFT model; of the same {serve['questions']:.0f} questions, "
+        f"{hdpo} are right instead of {sft} ([docs/performance.md](docs/performance.md))."
+    )
 
 
 def _beside(rollouts: Figures, engine: Figures, cost: Figures) -> str:
@@ -243,6 +258,7 @@ def _images(figures: Figures) -> str:
 if __name__ == "__main__":
     try:
         fill(PAGE, tables())
+        fill(README, {"saved": sentence()})
     except InputError as error:
         sys.exit(f"{error}")
-    print(f"wrote {PAGE}")
+    print(f"wrote {PAGE} and {README}")

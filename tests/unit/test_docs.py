@@ -108,6 +108,11 @@ def test_tables_of_figures_are_what_their_command_writes(made: ModuleType) -> No
     assert filled(page, made.tables()) == page
 
 
+def test_the_saving_the_readme_tells_is_the_one_measured() -> None:
+    page = performance.README.read_text(encoding="utf-8")
+    assert filled(page, {"saved": performance.sentence()}) == page
+
+
 def test_sizing_follows_from_its_assumptions() -> None:
     """By hand, for a thousand requests a minute without any call."""
     checkpoint = load_profile("qwen3-vl-8b").base.checkpoint
