@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import jsonschema
 import pytest
 from inference_service_server import InferenceServiceServer, Object, condition
 from moto.server import ThreadedMotoServer
-from test_serving_inference_service import PUBLISHED, strict
 
+from tests.manifests.schemas import schema_faults
 from toolwise import retry
 from toolwise.data import Task
 from toolwise.errors import BackendError, InputError
@@ -125,16 +124,15 @@ def test_it_is_applied_waited_for_and_tried_at_the_services_address(
     assert patch.endswith("/metis?fieldManager=toolwise&fieldValidation=Strict")
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published schema is not beside this tree")
 @pytest.mark.parametrize(
     "serving", [SERVING, SERVING.model_copy(update={"keys": Path("/k/k.yaml")})]
 )
-def test_what_is_applied_is_valid_under_the_published_schema(serving: ServingSettings) -> None:
-    document = json.loads(PUBLISHED.read_text())
-    schema = strict(document.get("openAPIV3Schema", document))
+def test_kserve_knows_every_field_that_is_applied(
+    serving: ServingSettings,
+) -> None:
     cluster = CLUSTER.model_copy(update={"keys_secret": "keys"})
     made = inference_service(serving, cluster, "s3://models/metis/1", "s3://models/c.jsonl")
-    jsonschema.Draft202012Validator(schema).validate(made)
+    assert [*schema_faults(made)] == []
 
 
 def test_the_status_of_the_revision_before_does_not_pass_for_the_new_ones(
