@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from toolwise.agent.conversation import Conversation, turn_of
 from toolwise.agent.engine import OnTurn, Sampling, TokenRecord, Turn
 from toolwise.agent.mrope import mrope_positions
 from toolwise.agent.ragged_cache import RaggedCache
@@ -33,27 +34,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Conversation:
-    """One conversation's tokens.
+class CachedConversation(Conversation):
+    """A conversation of which the cache holds what the model has read.
 
-    `pending` are ids that the model has not read, as are `images` from `read_images` on; `length`
+    `pending` are ids that it has not read, as are `images` from `read_images` on; `length`
     positions of `row` are what it has read.
     """
 
-    prompt_ids: list[int]
-    pending: list[int]
-    images: list[bytes]
-    prompt_images: int = field(init=False)
+    pending: list[int] = field(default_factory=list)
     read_images: int = 0
-    completion_ids: list[int] = field(default_factory=list)
-    mask: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
     next_position: int = 0
     row: _Row | None = None
     length: int = 0
-
-    def __post_init__(self) -> None:
-        self.prompt_images = len(self.images)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +61,7 @@ class _Writing:
     """The turn a conversation is writing; `prompt_tokens` were there before it."""
 
     index: int
-    conversation: Conversation
+    conversation: CachedConversation
     prompt_tokens: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -78,7 +70,7 @@ class _Writing:
 class TransformersBatch:
     """Conversations that share one KV cache (see `toolwise.agent.engine.Batch`)."""
 
-    def __init__(self, engine: TransformersEngine, conversations: list[Conversation]) -> None:
+    def __init__(self, engine: TransformersEngine, conversations: list[CachedConversation]) -> None:
         self._engine = engine
         self._conversations = conversations
         self.on_turn: OnTurn | None = None
@@ -91,23 +83,12 @@ class TransformersBatch:
         """Add tool results to one conversation."""
         rendered = self._engine.renderer.tool_results(list(messages))
         conversation = self._conversations[index]
-        conversation.pending.extend(rendered.ids)
-        conversation.images.extend(rendered.images)
-        conversation.completion_ids.extend(rendered.ids)
-        conversation.mask.extend([0] * len(rendered.ids))
-        conversation.logprobs.extend([0.0] * len(rendered.ids))
+        conversation.give(rendered)
+        conversation.pending += rendered.ids
 
     def tokens(self, index: int) -> TokenRecord:
         """The token record of one conversation."""
-        c = self._conversations[index]
-        return TokenRecord(
-            tuple(c.prompt_ids),
-            tuple(c.completion_ids),
-            tuple(c.mask),
-            tuple(c.logprobs),
-            tuple(c.images),
-            c.prompt_images,
-        )
+        return self._conversations[index].record()
 
     async def generate(self, indices: Sequence[int], sampling: Sampling) -> list[Turn]:
         """One assistant turn for each conversation in `indices`, which are all that go on.
@@ -146,20 +127,14 @@ class TransformersBatch:
     def _finish(self, writing: _Writing, seconds: float, sampling: Sampling) -> Turn:
         """Record one turn's tokens; the last one has been sampled but not yet read."""
         conversation, ids = writing.conversation, writing.ids
-        conversation.completion_ids.extend(ids)
-        conversation.mask.extend([1] * len(ids))
-        conversation.logprobs.extend(writing.logprobs)
+        conversation.write(ids, writing.logprobs)
         conversation.pending = [ids[-1]]
-        ended = ids[-1] == self._engine.renderer.end_id
-        text = self._engine.renderer.tokenizer.decode(ids[:-1] if ended else ids)
-        cut = min((text.find(stop) for stop in sampling.stop if stop in text), default=None)
-        return Turn(
-            text=text if cut is None else text[:cut],
-            finish_reason="stop" if ended or cut is not None else "length",
+        return turn_of(
+            ids,
+            writing.logprobs,
+            self._engine.renderer,
+            sampling,
             prompt_tokens=writing.prompt_tokens,
-            completion_tokens=len(ids),
-            token_ids=tuple(ids),
-            logprobs=tuple(writing.logprobs),
             seconds=seconds,
         )
 
@@ -188,7 +163,7 @@ class TransformersBatch:
             w.conversation.read_images = len(w.conversation.images)
         return torch.cat(logits)
 
-    def _read_block(self, rows: slice, conversations: Sequence[Conversation]) -> Tensor:
+    def _read_block(self, rows: slice, conversations: Sequence[CachedConversation]) -> Tensor:
         """Read what is pending in some rows and return the logits after it."""
         renderer = self._engine.renderer
         width = max(len(c.pending) for c in conversations)

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 from toolwise.agent.engine import EngineStats
 from toolwise.agent.processor import load_processor
 from toolwise.agent.rendering import Renderer
-from toolwise.agent.transformers_batch import Conversation, TransformersBatch
+from toolwise.agent.transformers_batch import CachedConversation, TransformersBatch
 from toolwise.data import Message
 from toolwise.errors import InputError
 
@@ -76,8 +76,8 @@ class TransformersEngine:
             raise InputError(
                 f"a conversation of {longest} tokens is too long; {self.name} reads {context}"
             )
-        rows = [Conversation(list(p.ids), list(p.ids), list(p.images)) for p in prompts]
-        return TransformersBatch(self, rows)
+        opened = [CachedConversation(p.ids, list(p.images), pending=list(p.ids)) for p in prompts]
+        return TransformersBatch(self, opened)
 
 
 def own_device() -> str:

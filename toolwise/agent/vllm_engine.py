@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from toolwise.agent.conversation import Conversation, turn_of
 from toolwise.agent.engine import Sampling, TokenRecord, Turn
 from toolwise.agent.rendering import Renderer
 from toolwise.agent.transformers_engine import suppressed_token_ids
@@ -94,28 +95,14 @@ class VLLMEngine:
     ) -> VLLMBatch:
         """Open a batch; nothing is sent before the first turn."""
         prompts = [self.renderer.prompt(list(messages), list(tools)) for messages in conversations]
-        return VLLMBatch(self, [_Conversation(list(p.ids), list(p.images)) for p in prompts])
+        return VLLMBatch(self, [_Conversation(p.ids, list(p.images)) for p in prompts])
 
 
-@dataclass(slots=True)
-class _Conversation:
-    """One conversation's tokens so far."""
+@dataclass(slots=True, eq=False)
+class _Conversation(Conversation):
+    """A conversation, and how many turns of it were sampled."""
 
-    prompt_ids: list[int]
-    images: list[bytes]
-    prompt_images: int = field(init=False)
-    completion_ids: list[int] = field(default_factory=list)
-    mask: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
     turns: int = 0
-
-    def __post_init__(self) -> None:
-        self.prompt_images = len(self.images)
-
-    def extend(self, ids: Sequence[int], logprobs: Sequence[float], *, wrote: bool) -> None:
-        self.completion_ids += ids
-        self.logprobs += logprobs
-        self.mask += [int(wrote)] * len(ids)
 
 
 class VLLMBatch:
@@ -127,21 +114,11 @@ class VLLMBatch:
 
     def append(self, index: int, messages: Sequence[Message]) -> None:
         """Add tool results to one conversation."""
-        rendered = self._engine.renderer.tool_results(list(messages))
-        self._conversations[index].images.extend(rendered.images)
-        self._conversations[index].extend(rendered.ids, [0.0] * len(rendered.ids), wrote=False)
+        self._conversations[index].give(self._engine.renderer.tool_results(list(messages)))
 
     def tokens(self, index: int) -> TokenRecord:
         """The token record of one conversation."""
-        c = self._conversations[index]
-        return TokenRecord(
-            tuple(c.prompt_ids),
-            tuple(c.completion_ids),
-            tuple(c.mask),
-            tuple(c.logprobs),
-            tuple(c.images),
-            c.prompt_images,
-        )
+        return self._conversations[index].record()
 
     async def generate(self, indices: Sequence[int], sampling: Sampling) -> list[Turn]:
         """One assistant turn for each conversation in `indices`.
@@ -197,17 +174,12 @@ class VLLMBatch:
             return Turn("", "length", prompt_tokens, 0, seconds=seconds)
         conversation = self._conversations[index]
         conversation.turns += 1
-        conversation.extend(sampled.ids, sampled.logprobs, wrote=True)
-        ids = sampled.ids
-        ended = ids[-1] == self._engine.renderer.end_id
-        text = self._engine.renderer.tokenizer.decode(list(ids[:-1] if ended else ids))
-        cut = min((text.find(stop) for stop in sampling.stop if stop in text), default=None)
-        return Turn(
-            text=text if cut is None else text[:cut],
-            finish_reason="stop" if ended or cut is not None else "length",
+        conversation.write(sampled.ids, sampled.logprobs)
+        return turn_of(
+            sampled.ids,
+            sampled.logprobs,
+            self._engine.renderer,
+            sampling,
             prompt_tokens=prompt_tokens,
-            completion_tokens=len(ids),
-            token_ids=ids,
-            logprobs=sampled.logprobs,
             seconds=seconds,
         )
