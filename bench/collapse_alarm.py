@@ -1,7 +1,7 @@
 """The collapse alarm on two trainings from the study's cold start: one healthy, one that breaks.
 
-The healthy one is HDPO as the study runs it. The other has a loud efficiency channel and a high
-learning rate: direct answers spread to prompts that need a tool. Curves go to
+The healthy one is HDPO, with larger steps than the study's. The other has a loud efficiency channel
+and a high learning rate: direct answers spread to prompts that need a tool. Curves go to
 `bench/results/collapse_alarm_curves.json`.
 """
 

@@ -76,13 +76,16 @@ def arms() -> Iterator[Arm]:
 
     longer = "four times as long"
     yield Arm(longer, "hdpo 0.15", longer=4)
+    yield Arm(longer, "hdpo 0.3", {"w_tool": 0.3}, longer=4)
     yield Arm(longer, "coupled 0.1", {"variant": "coupled", "alpha": 0.1}, longer=4)
 
     hard = "never abstains"
     yield Arm(hard, "hdpo 0.15", start="reflex")
     yield Arm(hard, "coupled 0.3", {"variant": "coupled", "alpha": 0.3}, start="reflex")
     yield Arm(hard, "hdpo 0.15, tool-free 2", {"tool_free": 2}, start="reflex")
-    yield Arm(hard, "eapo 0.5, tool-free 2 uncorrected", {**eapo, **uncorrected}, start="reflex")
+    biased = "eapo 0.5, tool-free 2 uncorrected"
+    yield Arm(hard, biased, {**eapo, **uncorrected}, start="reflex")
+    yield Arm(f"{hard}, {longer}", biased, {**eapo, **uncorrected}, start="reflex", longer=4)
 
     for flipped, alphas in ((0.05, (0.1,)), (0.15, (0.1, 1.0))):
         noisy = f"judge wrong in {flipped:.0%}"

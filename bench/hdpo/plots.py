@@ -17,6 +17,13 @@ from bench.hdpo.figures import THRESHOLDS
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart with any colour vision (Okabe & Ito)."""
+IN_Q = (
+    "main: grpo",
+    "main: hdpo 0.15, tool-free 2",
+    "judge wrong in 15%: hdpo 0.15",
+    "mixed groups: hdpo 0.15",
+)
+"""Arms whose qualifying sets are drawn, beside those that ran longer."""
 
 
 def plot_exact(methods: dict[str, Method], call: float, path: Path) -> None:
@@ -81,11 +88,8 @@ def plot_q(results: dict[str, Any], path: Path) -> None:
     arms = [
         arm
         for arm in results["arms"]
-        if (
-            arm["name"] in ("hdpo 0.15", "hdpo 0.15, tool-free 2")
-            or (arm["regime"] == "main" and arm["name"] in ("grpo", "coupled 0.3"))
-        )
-        and len(arm["curve"]["rollouts"]) == results["scale"]["steps"]
+        if f"{arm['regime']}: {arm['name']}" in IN_Q
+        or len(arm["curve"]["rollouts"]) > results["scale"]["steps"]
     ]
     titles = {
         "q": "rollouts in Q, of a group",

@@ -32,6 +32,7 @@ CALL = 0.85
 STARTS = ((0.5, 0.95), (0.85, 0.95), (0.99, 0.95))
 """(probability of a call, accuracy after one) of the break-even table."""
 FLIPPED = (0.0, 0.05, 0.15)
+ABILITIES = ("perception", "math", "search")
 NEEDS = {"needless": 0.98, "needed": 0.02}
 """Accuracy of a direct answer where a call is needless, and where it is needed."""
 
@@ -106,7 +107,9 @@ def _study_tables(results: dict[str, Any]) -> str:
         f"{min(cpu):.0f}–{max(cpu):.0f} s of one core an arm and seed. *Until* is the number of "
         f"rollouts after which the redundant rate of the rollouts themselves, over {WINDOW} steps, "
         f"stays under a threshold, seed by seed "
-        f"(– : not within the run).",
+        f"(– : not within the run). Rates by ability are sampled ones. *Q* is the mean number of "
+        f"right rollouts in a group of {scale['num_generations']}: in the first {WINDOW} steps, at "
+        f"its least, in the last {WINDOW}.",
         "",
         table(
             ["start", "prompts", "solvable without tools", "mixed", "sampled calls on solvable"],
@@ -141,7 +144,8 @@ def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
         [
             *header,
             *(f"until under {t:.0%}" for t in THRESHOLDS),
-            "redundant at the end: perception / math / search",
+            *(f"{what}: {' / '.join(ABILITIES)}" for what in ("redundant", "necessary")),
+            "Q",
         ],
         (
             [
@@ -153,10 +157,8 @@ def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
                     for metric in arm[mode].values()
                 ),
                 *(_counts(found) for found in arm["rollouts_until_under"].values()),
-                " / ".join(
-                    _share(arm["abilities"].get(a, {}).get("redundant_call_rate", {}).get("value"))
-                    for a in ("perception", "math", "search")
-                ),
+                *(_by_ability(arm, f"{what}_call_rate") for what in ("redundant", "necessary")),
+                _course(arm["curve"]["q"]),
             ]
             for arm in arms
         ),
@@ -169,6 +171,17 @@ def _comparison_table(arms: Sequence[dict[str, Any]], reference: str) -> str:
         [f"against {reference}, sampled", "accuracy", "redundant", "necessary"],
         ([arm["name"], *map(_points, arm["against"][reference].values())] for arm in arms),
     )
+
+
+def _by_ability(arm: dict[str, Any], rate: str) -> str:
+    measured = (arm["abilities"].get(ability, {}).get(rate, {}) for ability in ABILITIES)
+    return " / ".join(_share(metric.get("value")) for metric in measured)
+
+
+def _course(curve: Sequence[float]) -> str:
+    """Mean of the first steps, the least of any, mean of the last steps."""
+    first, last = (sum(steps) / len(steps) for steps in (curve[:WINDOW], curve[-WINDOW:]))
+    return f"{first:.1f} · {min(curve):.1f} · {last:.1f}"
 
 
 def _counts(counts: Sequence[int | None]) -> str:

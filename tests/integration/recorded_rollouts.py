@@ -20,6 +20,7 @@ from toolwise.agent.rendering import Renderer
 from toolwise.data import Message, Task, decode_image
 from toolwise.tools.python import PYTHON_SCHEMA
 from toolwise.training.hdpo import HDPOConfig, HDPOTrainer
+from toolwise.training.hdpo.tool_free import is_tool_free
 
 G = 4
 RED, BLUE, SUM, _ = TASKS
@@ -64,13 +65,20 @@ def record(renderer: Renderer, task: Task, messages: list[Message]) -> Rollout:
 
 
 class RecordedAgent:
-    """Hands out a task's rollouts in turn, by their place in the whole batch."""
+    """Hands out a task's rollouts in turn, by their place in the whole batch.
+
+    Args:
+        processor: renders them.
+        rows: of each process, where some of them are tool-free; then those get the direct answer.
+        tool_free: how many of a group are.
+    """
 
     suppressed_ids: Sequence[int] = ()
     stats = None
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, rows: int = 0, tool_free: int = 0) -> None:
         self.renderer = Renderer(processor)
+        self._rows, self._tool_free = rows, tool_free
         self.rollouts = {
             task.id: [record(self.renderer, task, said) for said in conversations(task)]
             for task in PROMPTS
@@ -79,8 +87,17 @@ class RecordedAgent:
     def answer(
         self, tasks: Sequence[Task], sampling: Sampling, *, tool_free: bool = False
     ) -> list[Rollout]:
-        first = PartialState().process_index * len(tasks)
-        return [self.rollouts[task.id][(first + i) % G] for i, task in enumerate(tasks)]
+        rows = self._rows or len(tasks)
+        first = PartialState().process_index * rows
+        places = [
+            place % G
+            for place in range(first, first + rows)
+            if is_tool_free(place, G, self._tool_free) == tool_free
+        ]
+        return [
+            self.rollouts[task.id][0 if tool_free else place]
+            for task, place in zip(tasks, places, strict=True)
+        ]
 
     def prompt_ids(self, task: Task, *, tool_free: bool) -> tuple[int, ...]:
         offered = [] if tool_free else [PYTHON_SCHEMA]
@@ -127,12 +144,15 @@ def load(base: Path) -> Any:
 def on_records(base: Path, folder: Path, reward: Any = right, **changes: Any) -> HDPOTrainer:
     """An HDPO trainer on the recorded rollouts."""
     processor = load_processor(base)
+    rows = 0
+    if "tool_free" in changes:
+        rows = changes["per_device_train_batch_size"] * changes["gradient_accumulation_steps"]
     return HDPOTrainer(
         model=load(base),
         reward_funcs=reward,
         args=HDPOConfig(**arguments(folder, **changes)),
         processing_class=processor,
-        agent=RecordedAgent(processor),
+        agent=RecordedAgent(processor, rows, changes.get("tool_free", 0)),
         tasks=PROMPTS,
     )
 

@@ -14,6 +14,10 @@ RUNS: list[dict[str, Any]] = [
     # Three prompts a step: the second's group is split between the processes.
     {"loss_type": "dapo", "rows": 12, "accumulate": 1},
     {"loss_type": "grpo", "rows": 12, "accumulate": 3, "w_tool": 1.0},
+    # The last of each group is tool-free: two fall to the first process, one to the second.
+    {"loss_type": "dapo", "rows": 12, "accumulate": 1, "tool_free": 1},
+    # All tool-free rollouts of a prompt fall to the second process, and none to the first.
+    {"loss_type": "dapo", "rows": 4, "accumulate": 1, "tool_free": 1},
     # One prompt each, so that a process may have no image: the other would wait for its gradients.
     {"loss_type": "dr_grpo", "rows": 8, "accumulate": 1, "ddp_find_unused_parameters": False},
 ]

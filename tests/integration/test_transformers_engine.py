@@ -129,6 +129,18 @@ def test_a_group_is_computed_once_for_as_long_as_it_writes_the_same(engine) -> N
     assert computed(5) == (tokens, images, 4 * tokens)
 
 
+def test_a_tool_turn_reads_only_what_is_new(engine) -> None:
+    batch = engine.start([RAGGED[1]], [PYTHON_SCHEMA])
+    asyncio.run(batch.generate([0], Sampling(max_tokens=6)))
+    batch.append(0, SHOWN)
+    before = replace(engine.stats)
+    (turn,) = asyncio.run(batch.generate([0], Sampling(max_tokens=6)))
+    step, shown = engine.stats.since(before), engine.renderer.tool_results(SHOWN)
+    # The last token of a turn is read with what follows it.
+    assert step.computed == 1 + len(shown.ids) + turn.completion_tokens - 1
+    assert step.images == len(shown.images) == 1
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
 def test_logprobs_over_two_turns_are_those_of_one_forward_pass(engine, temperature) -> None:
     batch = two_turns(engine, Sampling(temperature=temperature, max_tokens=10, seed=3))

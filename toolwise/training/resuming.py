@@ -117,7 +117,7 @@ def last_checkpoint(work: Path) -> str | None:
         try:
             json.loads((checkpoint / _STATE).read_text())
         except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # several processes may be at it
         else:
             return str(checkpoint)
     return None

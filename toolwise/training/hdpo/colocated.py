@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from toolwise.agent import Sampling
@@ -68,3 +69,29 @@ class ColocatedVLLM:
             Sampled(tuple(written), tuple(float("nan") if p[0] is None else p[0] for p in scores))
             for written, scores in zip(ids, logprobs, strict=True)
         ]
+
+
+def loses_weights(generation: Any) -> bool:
+    """Whether this vLLM sleeps between batches, and so has to be given the weights for each."""
+    return generation.mode == "colocate" and generation.enable_sleep_mode
+
+
+@contextmanager
+def awake(generation: Any) -> Iterator[None]:
+    """Keep TRL's vLLM, which has just got the weights, awake over the turns of a batch.
+
+    TRL lets it sleep after every request and gives it the weights again before the next. They are
+    gathered from all processes, whose rollouts take different numbers of turns: a process with a
+    turn more would wait for the others for ever.
+    """
+    if not loses_weights(generation):
+        yield
+        return
+    generation.llm.wake_up(tags=["kv_cache"])
+    generation.enable_sleep_mode = False
+    try:
+        yield
+    finally:
+        generation.enable_sleep_mode = True
+        generation.llm.sleep(level=2)
+        generation._llm_weights_sleeping = True

@@ -55,7 +55,8 @@ def score_records(
     device: torch.device,
     suppressed_ids: Sequence[int] = (),
     rows: Sequence[int] | None = None,
-    one_pass: bool = False,
+    most: int | None = None,
+    in_step: bool = False,
 ) -> RecordScores:
     """Log-probabilities and entropies of the records' completions.
 
@@ -68,7 +69,8 @@ def score_records(
         suppressed_ids: tokens that are no part of the distribution.
         rows: those to compute, None for all; the others keep what was sampled, without a
             gradient (minus which is an estimate of the entropy).
-        one_pass: for several processes, which must all do the same: no splitting by length, for
+        most: conversations of one forward pass; any number where not given.
+        in_step: for several processes, which must all do the same: no splitting by length, for
             DDP takes one forward pass per backward pass, and the vision encoder runs even where
             no row has an image, or the others would wait for its gradients.
     """
@@ -81,9 +83,10 @@ def score_records(
         rows = range(len(records))
     elif not rows:  # the loss needs a graph all the same
         rows = [lengths.index(min(lengths))]
-    for chunk in [list(rows)] if one_pass else _similar_lengths(rows, lengths):
+    most = most or len(rows)
+    for chunk in _in_order(rows, most) if in_step else _similar_lengths(rows, lengths, most):
         conversations = [_conversation(records[row]) for row in chunk]
-        if one_pass and not any(conversation.images for conversation in conversations):
+        if in_step and not any(conversation.images for conversation in conversations):
             conversations.append(_blank(renderer))
         batch = collate(conversations, renderer)
         with _suppressed(model, suppressed_ids):
@@ -116,11 +119,17 @@ def _blank(renderer: Renderer) -> RenderedConversation:
     return RenderedConversation(ids, [0] * len(ids), (_WHITE,))
 
 
-def _similar_lengths(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+def _in_order(rows: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Rows in as many chunks wherever there are as many rows."""
+    for start in range(0, len(rows), most):
+        yield list(rows[start : start + most])
+
+
+def _similar_lengths(rows: Sequence[int], lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Rows in chunks that pad little: none shorter than two thirds of its chunk's longest."""
     chunk: list[int] = []
     for row in sorted(rows, key=lambda row: -lengths[row]):
-        if chunk and 3 * lengths[row] < 2 * lengths[chunk[0]]:
+        if chunk and (len(chunk) == most or 3 * lengths[row] < 2 * lengths[chunk[0]]):
             yield chunk
             chunk = []
         chunk.append(row)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -26,6 +27,7 @@ from toolwise.training.hdpo import collapse
 from toolwise.training.hdpo.advantages import Scale
 from toolwise.training.hdpo.agent import RolloutAgent, completion, count_calls, token_record
 from toolwise.training.hdpo.channels import efficiency_advantages, one_channel_advantages
+from toolwise.training.hdpo.colocated import awake, loses_weights
 from toolwise.training.hdpo.config import HDPOConfig, Variant
 from toolwise.training.hdpo.forward import RecordScores, gather_head, score_records
 from toolwise.training.hdpo.loss import Level, efficiency_mask, mean_count, surrogate
@@ -117,10 +119,8 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
     def _agent_rollouts(self, prompts: list[Any]) -> tuple[Any, ...]:
         """The agent's rollouts as TRL wants them."""
         assert self._agent is not None
-        if self.use_vllm and self.state.global_step != self._last_loaded_step:
-            self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
-            self.accelerator.wait_for_everyone()  # no rollouts before the server has the weights
+        if self.use_vllm:
+            self._hand_over_weights()
         tasks = [self._tasks[int(prompt)] for prompt in prompts]
         sampling = Sampling(
             temperature=self.temperature,
@@ -129,13 +129,14 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
             seed=self._sampling_seed(),
         )
         free = self._tool_free_rows(len(tasks))
-        rollouts = answer_both_ways(self._agent, tasks, sampling, free)
+        with awake(self.vllm_generation) if self.use_vllm else nullcontext():
+            rollouts = answer_both_ways(self._agent, tasks, sampling, free)
         self._records = [token_record(rollout) for rollout in rollouts]
         for row, task in enumerate(tasks):
             if free[row]:  # what is trained is the policy with tools
                 offered = self._agent.prompt_ids(task, tool_free=False)
                 self._records[row] = replace(self._records[row], prompt_ids=offered)
-        if any(free):
+        if self.args.tool_free and self.model.training:  # whichever rows fell to this process
             self._weights = self._mixture_weights(rollouts, free)
         return (
             [list(record.prompt_ids) for record in self._records],
@@ -147,6 +148,14 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
             None,
             [],
         )
+
+    def _hand_over_weights(self) -> None:
+        """Have vLLM sample from the policy as it is; every process takes part."""
+        step, generation = self.state.global_step, self.vllm_generation
+        if step != self._last_loaded_step or loses_weights(generation):
+            generation.sync_weights()
+            self._last_loaded_step = step
+            self.accelerator.wait_for_everyone()  # no rollouts before the server has the weights
 
     def _tool_free_rows(self, rows: int) -> list[bool]:
         """Which of this process's rollouts are sampled under the prompt without tools."""
@@ -170,8 +179,10 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
         direct = torch.tensor([count_calls(completion(rollout)) == 0 for rollout in rollouts])
         width = max(len(record.completion_ids) for record in other)
         with torch.no_grad():
-            rows = direct.nonzero().flatten().tolist()
-            rescored = self.record_logps(self.model, other, width, rows).logps.sum(dim=1)
+            # Weights that are sharded are gathered for each pass, on all processes or on none.
+            rows = None if self._several else direct.nonzero().flatten().tolist()
+            most = self.args.per_device_train_batch_size
+            rescored = self.record_logps(self.model, other, width, rows, most).logps.sum(dim=1)
         sampled = torch.tensor([sum(record.logprobs) for record in self._records]).to(rescored)
         is_free = torch.tensor(free, device=rescored.device)
         rescored = rescored.masked_fill(~direct.to(rescored.device), -torch.inf)
@@ -224,7 +235,8 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
             batch["advantages"] = batch["advantages"] * weights
             batch["efficiency_advantages"] = batch["efficiency_advantages"] * weights
             free = torch.tensor(self._tool_free_rows(len(inputs)), device=weights.device)
-            self._keep({"tool_free/weight": _gather(weights[free]).mean().item()})
+            weight, count = _gather(torch.stack([(weights * free).sum(), free.sum()])[None]).sum(0)
+            self._keep({"tool_free/weight": (weight / count).item()})
         mask = _loss_mask(batch)
         qualifying = efficiency_mask(
             batch["efficiency_advantages"], mask, self.args.efficiency_normalize
@@ -352,7 +364,8 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self._records:
-            scored = self.record_logps(model, self._records, logits_to_keep, self._rows)
+            most = kwargs.get("batch_size")  # in a step's own pass none: those are all at hand
+            scored = self.record_logps(model, self._records, logits_to_keep, self._rows, most)
             found = scored.logps, scored.entropies, None
         else:
             found = super()._get_per_token_logps_and_entropies(
@@ -376,6 +389,7 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
         records: Sequence[TokenRecord],
         width: int,
         rows: Sequence[int] | None = None,
+        most: int | None = None,
     ) -> RecordScores:
         """`score_records` of this trainer's rollouts; arguments as there."""
         assert self._agent is not None
@@ -388,8 +402,13 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
                 device=self.accelerator.device,
                 suppressed_ids=self._agent.suppressed_ids,
                 rows=rows,
-                one_pass=self.accelerator.num_processes > 1,
+                most=most,
+                in_step=self._several,
             )
+
+    @property
+    def _several(self) -> bool:
+        return self.accelerator.num_processes > 1
 
 
 def _gather(tensor: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ def duration(
     # Forward, forward again where activations are recomputed, and backward: by the inputs, and by
     # the weights, which adapters do without.
     passes = 3 if settings.lora else 4
+    if rollouts:  # what vLLM sampled is scored once more, to correct for its rounding
+        passes += 1
     work = rows * tokens * passes * token_operations(shape, tokens)
     update = work / (trainers * GPUS[hardware.gpu].flops * UTILISATION)
     return Duration(seconds, update, settings.steps, trainers + servers)
