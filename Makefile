@@ -69,8 +69,8 @@ lint: setup ## ruff, pyright, the Helm chart and what it renders to
 	$(BIN)/pyright
 	$(BIN)/python -m tests.manifests
 
-bench: setup ## measure speed and memory
-	$(BIN)/python -m bench
+bench: setup ## measure speed and memory; PARTS="engine serve" for some of it
+	$(BIN)/python -m bench $(PARTS)
 
 compile: setup ## write build/metis-<profile>.yaml for every profile
 	@for profile in $(basename $(notdir $(wildcard pipelines/profiles/*.yaml))); do \

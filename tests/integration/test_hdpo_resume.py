@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from toy_training import TASKS, cold_start
 from training_processes import run, train_on_trl, train_the_step
 
 from toolwise.data.parquet import write_tasks
+from toolwise.training.resuming import last_checkpoint
 from toolwise.training.settings import HdpoSettings
 
 KILLED = [-signal.SIGKILL]
@@ -77,6 +79,37 @@ class TestOnTrlsOwnGeneration:
         assert len(expected) >= 2
         assert found == expected
         assert len({json.dumps(entry["loss"]) for entry in expected}) == len(expected)
+
+
+def test_two_processes_killed_at_once_go_on_from_the_same_checkpoint(tmp_path: Path) -> None:
+    base = base_model(tmp_path)
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    changes = {"max_steps": 3, "per_device_train_batch_size": 4}
+    assert run(train_on_trl, base, alone, changes, None, processes=2) == [0, 0]
+    # With the second checkpoint half written: both find it so, and either may clear it away.
+    death = ("_save_rng_state", 2)
+    assert run(train_on_trl, base, killed, changes, death, processes=2) == 2 * KILLED
+    assert run(train_on_trl, base, killed, changes, None, processes=2) == [0, 0]
+    expected, found = (lasting(torch.load(f / "curve.pt")) for f in (alone, killed))
+    assert len(expected) == 3
+    assert found == expected
+
+
+def test_a_half_written_checkpoint_that_another_process_clears_away_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "weights").write_text("half")
+    unlink = os.unlink
+
+    def late(path: Any, **options: Any) -> None:
+        unlink(path, **options)
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "unlink", late)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 
 def test_the_step_killed_twice_ends_in_the_same_model(tmp_path: Path) -> None:

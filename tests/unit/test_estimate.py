@@ -127,6 +127,9 @@ def test_an_update_takes_four_passes_over_the_weights_and_adapters_three() -> No
     assert full.gpu_hours == pytest.approx(10 * full.update / 3600)
     adapters = settings.model_copy(update={"lora": LoraSettings()})
     assert duration(shape, adapters, 0.5).update == pytest.approx(full.update * 3 / 4)
+    # What vLLM has sampled, here 2 × 2 rollouts, the trainer scores once more.
+    hdpo = HdpoSettings(steps=10, prompts_per_step=2, num_generations=2, hardware=HARDWARE)
+    assert duration(shape, hdpo, 0.5).update == pytest.approx(full.update * 5 / 4)
 
 
 def test_rollouts_take_longer_the_longer_they_are_and_the_fewer_run_at_once() -> None:

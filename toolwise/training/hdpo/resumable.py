@@ -89,6 +89,8 @@ class ResumableGRPOTrainer(GRPOTrainer):
             )
             return
         device = self.accelerator.device
+        if device.type == "cpu":  # of several processes "cpu:0", which torch cannot load to
+            device = torch.device("cpu")
         with torch.serialization.safe_globals([TokenRecord]):
             progress = torch.load(file, map_location=device, weights_only=True)
         self._step = progress["step"]
