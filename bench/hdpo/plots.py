@@ -74,7 +74,7 @@ def plot_curves(results: dict[str, Any], path: Path) -> None:
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("rollouts")
-        axes.legend(fontsize=7, frameon=False, loc="center right")
+        axes.legend(fontsize=7, framealpha=0.75, edgecolor="none", loc="best")
         _clean(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
