@@ -123,6 +123,12 @@ class TestTheAlarm:
         assert find_collapse(log(*slow[:20]), P) is None
         assert find_collapse(log(*slow), P) is not None
 
+    def test_a_slight_collapse_shows_once_there_is_more_to_go_by(self) -> None:
+        # Every call that was needed is gone, on the tenth of the prompts that need one.
+        steps = log(*[(0.95, 0.0)] * 20, *[(0.85, 0.1)] * 20)
+        assert find_collapse(steps[:30], P) is None
+        assert find_collapse(steps, P) is not None
+
     def test_a_collapse_that_is_over_is_no_collapse(self) -> None:
         steps = [*[(0.95, 0.02)] * 10, *[(0.5, 0.4)] * 5, *[(0.94, 0.03)] * 5]
         assert find_collapse(log(*steps), P) is None

@@ -27,8 +27,9 @@ TAG = "toolwise.collapse"
 """Tag of an MLflow run in which the alarm was raised, with what happened."""
 
 STEPS = 5
-GROUPS = 200
-"""The last window is at least so many logged steps, and so many groups, long."""
+GROUPS = (200, 800)
+"""Windows are at least so many logged steps, and so many groups, long: a sudden collapse shows in
+short ones, a slight one only in long ones."""
 
 CONFIDENCE = 0.999
 """Of a window's intervals: a run compares thousands of windows."""
@@ -112,9 +113,9 @@ def find_collapse(log: Sequence[Mapping[str, Any]], groups: int) -> Collapse | N
     """Whether tool use has collapsed by the end of a training log.
 
     It has, if in some earlier window accuracy was higher and missed calls were fewer than in the
-    last one, each by so much that their 99.9% intervals lie apart. An earlier window may be as
-    short as the start of the run, for a collapse can be over in a few steps. Intervals are
-    Wilson's over the window's groups (a group's rollouts are alike, so it counts once).
+    last one of its size, each by so much that their 99.9% intervals lie apart. An earlier window
+    may be as short as the start of the run, for a collapse can be over in a few steps. Intervals
+    are Wilson's over the window's groups (a group's rollouts are alike, so it counts once).
 
     Args:
         log: logged steps in order, as in `TrainerState.log_history`; those without rollouts of
@@ -122,7 +123,20 @@ def find_collapse(log: Sequence[Mapping[str, Any]], groups: int) -> Collapse | N
         groups: P, prompts of each.
     """
     rated = [entry for entry in log if _has_rates(entry)]
-    size = max(STEPS, math.ceil(GROUPS / groups))
+    sizes = (max(STEPS, math.ceil(length / groups)) for length in GROUPS)
+    return next(filter(None, (_collapse(rated, groups, size) for size in sizes)), None)
+
+
+def tag_active_run(collapse: Collapse) -> None:
+    """Tag the MLflow run that the trainer's own callback logs to."""
+    import mlflow
+
+    if mlflow.active_run() is not None:
+        mlflow.set_tag(TAG, str(collapse))
+
+
+def _collapse(rated: Sequence[Mapping[str, Any]], groups: int, size: int) -> Collapse | None:
+    """The clearest collapse between the last `size` steps and some before."""
     earlier = rated[:-size]
     if not earlier:
         return None
@@ -139,14 +153,6 @@ def find_collapse(log: Sequence[Mapping[str, Any]], groups: int) -> Collapse | N
         return None
     best = max(before, key=lambda window: (window.accuracy_interval.low, window.last_step))
     return Collapse(best, after)
-
-
-def tag_active_run(collapse: Collapse) -> None:
-    """Tag the MLflow run that the trainer's own callback logs to."""
-    import mlflow
-
-    if mlflow.active_run() is not None:
-        mlflow.set_tag(TAG, str(collapse))
 
 
 def _window(steps: Sequence[Mapping[str, Any]], groups: int) -> Window:
