@@ -35,7 +35,7 @@ class Tiring(RecordedAgent):
 def test_a_collapse_is_logged_warned_of_once_and_tagged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(collapse, "GROUPS", GOOD * len(PROMPTS))
+    monkeypatch.setattr(collapse, "GROUPS", (GOOD * len(PROMPTS),))
     monkeypatch.setattr(collapse, "STEPS", GOOD)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
