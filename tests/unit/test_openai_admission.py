@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from starlette.types import Message, Receive, Scope, Send
 
@@ -171,7 +172,15 @@ async def times(count: int, ask: Callable[[], Awaitable[None]]) -> None:
 class Endpoint:
     """A guard before an application that answers when it is told to."""
 
-    def __init__(self, folder: Path, *, places: int, queue: int, bodies_bytes: int = 1000) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        places: int,
+        queue: int,
+        seconds: float = 60,
+        bodies_bytes: int = 1000,
+    ) -> None:
         keys = folder / "keys.yaml"
         keys.write_text(
             "- {name: flood, key: flood-0123456789abcdef}\n"
@@ -180,7 +189,7 @@ class Endpoint:
         )
         self.answer = asyncio.Event()
         admission = Admission(places, queue)
-        self.guard = Guard(self._app, self._app, admission, KeyFile(keys), 60, bodies_bytes)
+        self.guard = Guard(self._app, self._app, admission, KeyFile(keys), seconds, bodies_bytes)
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -250,6 +259,15 @@ async def test_whoever_is_turned_away_is_so_before_the_body_is_read(tmp_path: Pa
         assert (refused.status, refused.error["code"], refused.reads) == (429, code, 0)
     endpoint.answer.set()
     assert (await first).status == 200
+
+
+async def test_whoever_waits_in_vain_is_counted_among_the_refused(tmp_path: Path) -> None:
+    labels = {"reason": "queue_timeout"}
+    before = REGISTRY.get_sample_value("toolwise_refused_total", labels) or 0
+    endpoint = Endpoint(tmp_path, places=0, queue=1, seconds=0.01)
+    refused = await endpoint.send("other", 10)
+    assert (refused.error["code"], refused.retry_after) == ("queue_timeout", 1)
+    assert REGISTRY.get_sample_value("toolwise_refused_total", labels) == before + 1
 
 
 async def test_bodies_share_a_bounded_memory_and_a_flood_leaves_others_room(tmp_path: Path) -> None:
