@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -24,6 +25,7 @@ from toolwise.data import decode_image
 from toolwise.errors import BackendError, InputError
 from toolwise.tools.python import PythonTool
 from toolwise.tools.sandbox import Isolation, open_sandbox
+from toolwise.tools.sandbox.remote import RemoteSession
 from toolwise.tools.server import reported_isolation
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing")
@@ -132,6 +134,26 @@ def test_a_closed_session_is_gone_from_the_server(url: str) -> None:
     session.close()
     assert eventually(lambda: httpx.get(f"{url}/health").json()["sessions"] == 0)
     sandbox.close()
+
+
+def test_a_session_closed_while_it_is_opened_is_gone_from_the_server() -> None:
+    """As when a client hangs up, or time is up, during a request's first call."""
+    port = free_port()
+    server = start(port)
+    sandbox = open_sandbox("bubblewrap", url=f"http://127.0.0.1:{port}")
+    session = sandbox.open([])
+    assert isinstance(session, RemoteSession)
+    with ThreadPoolExecutor(1) as pool:
+        server.send_signal(signal.SIGSTOP)
+        calling = pool.submit(session.call, "print('nobody listens')")
+        assert eventually(session._lock.locked)
+        session.close()
+        server.send_signal(signal.SIGCONT)
+        with pytest.raises(BackendError, match="closed while it was opened"):
+            calling.result()
+    assert httpx.get(f"http://127.0.0.1:{port}/health").json()["sessions"] == 0
+    sandbox.close()
+    stop(server)
 
 
 def test_a_server_weaker_than_accepted_is_refused(url: str) -> None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import openai
 import psutil
 import pytest
+from prometheus_client import REGISTRY
+from scripted_engine import ScriptedEngine
 from served import ServedProcess, free_port
+from starlette.exceptions import HTTPException
 from streaming_server import StreamingServer
+
+from toolwise.serving.guard import ARRIVAL, Arrival
+from toolwise.serving.model import AgentModel
+from toolwise.serving.settings import ServingSettings
 
 
 def ask(server: ServedProcess, text: str = "say <answer>4</answer>", **fields: Any) -> Any:
@@ -85,6 +94,32 @@ def test_a_disk_that_takes_no_more_stops_nothing(tmp_path: Path) -> None:
         assert streamed(server, "call print(6 * 7)") == "done"
         assert "42" in json.dumps(upstream.requests[-1]["messages"])
         assert log.stat().st_size == size
+
+
+class FullDisk(ScriptedEngine):
+    """A model in process whose machine fails."""
+
+    def __init__(self) -> None:
+        super().__init__(self._fail)
+
+    def _fail(self, *_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        yield
+
+
+async def test_a_machine_that_fails_is_a_503_and_counted_among_the_failures() -> None:
+    model = AgentModel(ServingSettings(), FullDisk, ())
+    model.load()
+    ARRIVAL.set(Arrival.at_once("anyone", 60))
+    asked = {"messages": [{"role": "user", "content": "hi"}], "temperature": 1.0}
+    before = REGISTRY.get_sample_value("toolwise_backend_failures_total") or 0
+    with pytest.raises(HTTPException, match="No space left on device") as failed:
+        await model.predict({"instances": [{"model": "toolwise", **asked}]})
+    assert failed.value.status_code == 503
+    assert REGISTRY.get_sample_value("toolwise_backend_failures_total") == before + 1
 
 
 def test_a_killed_tool_pool_is_replaced(tmp_path: Path) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
+from starlette.types import Message, Receive, Scope, Send
 
 from toolwise.serving import admission
 from toolwise.serving.admission import Admission
-from toolwise.serving.keys import ApiKey
+from toolwise.serving.guard import Guard
+from toolwise.serving.keys import ApiKey, KeyFile
 from toolwise.serving.openai_api import RequestError
 
 KEY = SecretStr("0123456789abcdef")
@@ -37,6 +43,7 @@ class Crowd:
         await settled()
 
     async def _request(self, name: str, caller: ApiKey) -> None:
+        self.admission.admit(caller)
         async with self.admission.place(caller):
             self.served.append(name)
             await self.leave[name].wait()
@@ -140,8 +147,7 @@ async def test_a_key_is_let_in_at_its_rate(monkeypatch: pytest.MonkeyPatch) -> N
     caller = ApiKey(name="slow", key=KEY, requests_per_minute=3)
 
     async def ask() -> None:
-        async with places.place(caller):
-            pass
+        places.admit(caller)
 
     await times(3, ask)
     with pytest.raises(RequestError) as refusal:
@@ -161,3 +167,131 @@ async def test_a_key_is_let_in_at_its_rate(monkeypatch: pytest.MonkeyPatch) -> N
 async def times(count: int, ask: Callable[[], Awaitable[None]]) -> None:
     for _ in range(count):
         await ask()
+
+
+class Endpoint:
+    """A guard before an application that answers when it is told to."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        places: int,
+        queue: int,
+        seconds: float = 60,
+        bodies_bytes: int = 1000,
+    ) -> None:
+        keys = folder / "keys.yaml"
+        keys.write_text(
+            "- {name: flood, key: flood-0123456789abcdef}\n"
+            "- {name: other, key: other-0123456789abcdef}\n"
+            "- {name: once, key: once-0123456789abcdef, requests_per_minute: 1}\n"
+        )
+        self.answer = asyncio.Event()
+        admission = Admission(places, queue)
+        self.guard = Guard(self._app, self._app, admission, KeyFile(keys), seconds, bodies_bytes)
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await self.answer.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    def send(self, key: str, *pieces: int, size: int | None = None) -> asyncio.Task[Answer]:
+        """A request whose body comes in pieces of so many bytes.
+
+        `size` is its length as announced, that of the pieces unless told; what is not sent never
+        comes.
+        """
+        return asyncio.create_task(
+            self._request(key, pieces, sum(pieces) if size is None else size)
+        )
+
+    async def _request(self, key: str, pieces: tuple[int, ...], size: int) -> Answer:
+        authorization = f"Bearer {key}-0123456789abcdef".encode()
+        headers = [(b"authorization", authorization), (b"content-length", str(size).encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions"}
+        answer = Answer()
+        left = list(pieces)
+        missing = size - sum(pieces)
+
+        async def receive() -> Message:
+            answer.reads += 1
+            if not left:
+                await asyncio.Future()
+            piece = left.pop(0)
+            more = bool(left) or missing > 0
+            return {"type": "http.request", "body": bytes(piece), "more_body": more}
+
+        async def send(message: Message) -> None:
+            answer.messages.append(message)
+
+        await self.guard({**scope, "headers": headers}, receive, send)
+        return answer
+
+
+class Answer:
+    """What came back, and how often the body was read on."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.reads = 0
+
+    @property
+    def status(self) -> int:
+        return self.messages[0]["status"]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return json.loads(self.messages[1]["body"])["error"]
+
+    @property
+    def retry_after(self) -> int:
+        return int(dict(self.messages[0]["headers"])[b"retry-after"])
+
+
+async def test_whoever_is_turned_away_is_so_before_the_body_is_read(tmp_path: Path) -> None:
+    endpoint = Endpoint(tmp_path, places=1, queue=0)
+    first = endpoint.send("once", 10)
+    await settled()
+    for key, code in (("once", "rate_limit_exceeded"), ("other", "queue_full")):
+        refused = await endpoint.send(key, 10)
+        assert (refused.status, refused.error["code"], refused.reads) == (429, code, 0)
+    endpoint.answer.set()
+    assert (await first).status == 200
+
+
+async def test_whoever_waits_in_vain_is_counted_among_the_refused(tmp_path: Path) -> None:
+    labels = {"reason": "queue_timeout"}
+    before = REGISTRY.get_sample_value("toolwise_refused_total", labels) or 0
+    endpoint = Endpoint(tmp_path, places=0, queue=1, seconds=0.01)
+    refused = await endpoint.send("other", 10)
+    assert (refused.error["code"], refused.retry_after) == ("queue_timeout", 1)
+    assert REGISTRY.get_sample_value("toolwise_refused_total", labels) == before + 1
+
+
+async def test_bodies_share_a_bounded_memory_and_a_flood_leaves_others_room(tmp_path: Path) -> None:
+    endpoint = Endpoint(tmp_path, places=1, queue=8, bodies_bytes=100)
+    answered = endpoint.send("flood", 20, 20)
+    await settled()
+    refused = await endpoint.send("flood", 40)
+    assert (refused.status, refused.error["code"]) == (429, "memory_full")
+    assert (refused.error["type"], refused.retry_after, refused.reads) == ("rate_limit_error", 1, 0)
+    waiting = endpoint.send("other", 30)
+    await settled()
+    assert (await endpoint.send("other", 30)).error["code"] == "memory_full"
+    endpoint.answer.set()
+    assert {(await one).status for one in (answered, waiting)} == {200}
+    assert (await endpoint.send("flood", 40)).status == 200
+
+
+async def test_what_is_announced_and_not_sent_takes_no_memory(tmp_path: Path) -> None:
+    endpoint = Endpoint(tmp_path, places=8, queue=8, bodies_bytes=100)
+    endpoint.answer.set()
+    idle = [endpoint.send("flood", 10, size=40) for _ in range(4)]
+    await settled()
+    assert (await endpoint.send("other", 50)).status == 200
+    for one in idle:
+        one.cancel()
+    await asyncio.gather(*idle, return_exceptions=True)
+    assert (await endpoint.send("flood", 50)).status == 200

@@ -1,4 +1,4 @@
-"""Who is answered now, who waits, who is turned away: rates, concurrency and one fair queue."""
+"""Who is answered now, who waits, who is turned away: rates, concurrency, memory, a fair queue."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from toolwise.serving.keys import ApiKey
 from toolwise.serving.openai_api import RequestError
@@ -38,14 +38,25 @@ class Admission:
         self._rates: dict[str, _Rate] = {}
         self._seconds = 1.0  # what an answer takes, a moving average
 
-    @asynccontextmanager
-    async def place(self, caller: ApiKey) -> AsyncIterator[None]:
-        """A place for one request, waited for in the queue.
+    def admit(self, caller: ApiKey) -> None:
+        """Count a request that begins, and turn away one that would get no place if it came now.
 
         Raises:
             RequestError: 429, with the seconds after which to come again.
         """
-        self._check_rate(caller)
+        self._check_concurrency(caller)
+        self._take_rate(caller)
+        if self._is_full:
+            self._crowded_out(caller.name)
+
+    @asynccontextmanager
+    async def place(self, caller: ApiKey) -> AsyncIterator[None]:
+        """A place for one request that was admitted, waited for in the queue.
+
+        Raises:
+            RequestError: 429, with the seconds after which to come again.
+        """
+        self._check_concurrency(caller)
         if self._free and not self._lines:
             self._give(caller.name)
         else:
@@ -66,16 +77,22 @@ class Admission:
         return self._running.total() < self._places
 
     @property
+    def _is_full(self) -> bool:
+        return self._waiting >= self._queue and not (self._free and not self._lines)
+
+    @property
     def _waiting(self) -> int:
         return sum(map(len, self._lines.values()))
 
     def _load(self, name: str) -> int:
         return self._running[name] + len(self._lines.get(name, ()))
 
-    def _check_rate(self, caller: ApiKey) -> None:
+    def _check_concurrency(self, caller: ApiKey) -> None:
         if caller.concurrent is not None and self._load(caller.name) >= caller.concurrent:
             message = f"this key may have {caller.concurrent} requests at a time"
-            raise _refused(message, "concurrency_limit_exceeded", self._seconds)
+            raise refused(message, "concurrency_limit_exceeded", self._seconds)
+
+    def _take_rate(self, caller: ApiKey) -> None:
         if caller.requests_per_minute is None:
             return
         rate = self._rates.get(caller.name)
@@ -84,10 +101,10 @@ class Admission:
         wait = rate.take()
         if wait:
             message = f"this key may send {caller.requests_per_minute} requests a minute"
-            raise _refused(message, "rate_limit_exceeded", wait)
+            raise refused(message, "rate_limit_exceeded", wait)
 
     async def _wait(self, name: str) -> None:
-        if self._waiting >= self._queue:
+        if self._is_full:
             self._make_room(name)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(name, deque()).append(turn)
@@ -102,18 +119,23 @@ class Admission:
                 self._leave(name, turn)
             raise
 
-    def _make_room(self, name: str) -> None:
-        full = _refused(
-            "too many requests are waiting",
-            "queue_full",
-            self._seconds * (self._waiting + 1) / self._places,
-        )
+    def _crowded_out(self, name: str) -> str:
+        """Who has to give way to this caller; raises `RequestError` where nobody has."""
         most = max(self._lines, key=self._load, default=name)
         if self._load(most) <= self._load(name) + 1:
-            raise full
+            raise self._no_room()
+        return most
+
+    def _make_room(self, name: str) -> None:
+        most = self._crowded_out(name)
+        full = self._no_room()
         newest = self._lines[most][-1]
         self._leave(most, newest)
         newest.set_exception(full)
+
+    def _no_room(self) -> RequestError:
+        seconds = self._seconds * (self._waiting + 1) / self._places
+        return refused("too many requests are waiting", "queue_full", seconds)
 
     def _call_next(self) -> None:
         while self._free and self._lines:
@@ -155,7 +177,64 @@ class _Rate:
         return (1 - self._tokens) * 60 / self.per_minute
 
 
-def _refused(message: str, code: str, seconds: float) -> RequestError:
+class Bodies:
+    """The memory that the bodies of all requests under way share.
+
+    A caller may hold as much as is still free, so that one who floods leaves others room.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held: Counter[str] = Counter()
+        self._total = 0
+
+    @contextmanager
+    def of(self, caller: ApiKey) -> Iterator[Body]:
+        """The body of one request, which counts until the block ends."""
+        body = Body(self, caller.name)
+        try:
+            yield body
+        finally:
+            self._total -= body.size
+            self._held[caller.name] -= body.size
+            if not self._held[caller.name]:
+                del self._held[caller.name]
+
+    def check(self, name: str, size: int) -> None:
+        """Raise `RequestError`, 429, where the caller may not hold so many bytes more."""
+        if self._held[name] + size > self._limit - self._total:
+            raise refused("the requests under way fill the memory for bodies", "memory_full", 1)
+
+    def take(self, name: str, size: int) -> None:
+        """Hold so many bytes more; raises as `check` does."""
+        self.check(name, size)
+        self._held[name] += size
+        self._total += size
+
+
+class Body:
+    """What one request holds of the memory for bodies."""
+
+    def __init__(self, bodies: Bodies, name: str) -> None:
+        self._bodies = bodies
+        self._name = name
+        self.size = 0
+
+    def announce(self, size: int) -> None:
+        """Say how long it will be; raises `RequestError`, 429, where that does not fit now."""
+        self._bodies.check(self._name, size)
+
+    def grow(self, size: int) -> None:
+        """Hold a piece that has come; raises `RequestError`, 429, where it does not fit."""
+        self._bodies.take(self._name, size)
+        self.size += size
+
+
+def refused(message: str, code: str, seconds: float) -> RequestError:
+    """A 429 that is counted and says when to come again."""
     REFUSED.labels(code).inc()
     wait = min(_LONGEST_RETRY, max(1, math.ceil(seconds)))
     return RequestError(f"{message}; come again in {wait} s", None, 429, code, retry_after=wait)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +16,18 @@ from typing import Any
 import httpx
 import openai
 import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolwise.agent import user_message
 from toolwise.data import Task, data_uri, grade
-from toolwise.errors import BackendError, InputError
+from toolwise.errors import BackendError, InputError, ToolwiseError
 from toolwise.serving.settings import ServingSettings
 from toolwise.storage import atomic_file
 
 LOG = "server.log"
 PROCESS = "server.json"
+REVISION = "deployed.json"
+"""File with what answered when it was tried, and is served again where the next one does not."""
 KEY_VARIABLE = "TOOLWISE_API_KEY"
 """Environment variable with the API key, for an endpoint that asks for one."""
 
@@ -65,31 +68,83 @@ class Asked:
     seconds: float
 
 
+class _Revision(BaseModel):
+    """What a server was started from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path
+    corpus: Path | None
+    settings: ServingSettings
+
+
 def deploy_local(
     model_dir: Path,
     corpus: Path | None,
     run_dir: Path,
     settings: ServingSettings,
+    attempt: Callable[[Endpoint], None],
     ready_seconds: float = _READY_SECONDS,
 ) -> Endpoint:
-    """Start a server that outlives this process, and wait until it is ready.
+    """Start a server that outlives this process, and the one before again where it does not work.
 
-    A server deployed from the same `run_dir` before is stopped first. Its log and its process
-    file stand in `run_dir`.
+    The port is the same, so the server deployed from `run_dir` before is stopped first. Its log and
+    its process file stand in `run_dir`.
+
+    Args:
+        model_dir: the checkpoint.
+        corpus: what `text_search` searches.
+        run_dir: where the server's files stand.
+        settings: the endpoint.
+        attempt: tries the endpoint once it is ready; what it raises undoes the deployment.
+        ready_seconds: how long the server may take to become ready.
 
     Raises:
         InputError: the server refuses its arguments (port taken, no such model).
-        BackendError: it ended or did not become ready in time; the message has the log's tail.
+        BackendError: it ended or was not ready in time, with the log's tail, or the attempt failed.
+            Like the other, it says what is served instead.
     """
-    stop_local(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "toolwise.serving", "--model-dir", str(model_dir.absolute())]
-    if corpus is not None:
-        command += ["--corpus", str(corpus.absolute())]
+    record = run_dir / REVISION
+    before = record.read_bytes() if record.exists() else None
+    _end(run_dir)
+    (run_dir / LOG).unlink(missing_ok=True)
+    revision = _Revision(
+        model=model_dir.absolute(), corpus=corpus and corpus.absolute(), settings=settings
+    )
+    try:
+        endpoint = _start(revision, run_dir, ready_seconds)
+        attempt(endpoint)
+    except Exception as error:
+        undone = _put_back(before, run_dir, ready_seconds)
+        failed = InputError if isinstance(error, InputError) else BackendError
+        raise failed(f"the endpoint does not work: {error}\n{undone}") from error
+    with atomic_file(record) as partial:
+        partial.write_text(revision.model_dump_json())
+    return endpoint
+
+
+def _put_back(before: bytes | None, run_dir: Path, ready_seconds: float) -> str:
+    """Undo a deployment; says in words how that went."""
+    _end(run_dir)
+    if before is None:
+        return "There was none before it; nothing is served."
+    try:
+        _start(_Revision.model_validate_json(before), run_dir, ready_seconds)
+    except (ToolwiseError, ValidationError) as error:
+        return f"Putting the previous revision back failed as well: {error}"
+    return "The previous revision is back and ready."
+
+
+def _start(revision: _Revision, run_dir: Path, ready_seconds: float) -> Endpoint:
+    settings = revision.settings
+    command = [sys.executable, "-m", "toolwise.serving", "--model-dir", str(revision.model)]
+    if revision.corpus is not None:
+        command += ["--corpus", str(revision.corpus)]
     for option in settings.options().items():
         command += option
     log_path = run_dir / LOG
-    with log_path.open("wb") as log:
+    with log_path.open("ab") as log:
         server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -114,7 +169,7 @@ def deploy_local(
             failed = InputError if server.returncode == 2 else BackendError
             raise failed(f"the model server ended at its start; {_tail(log_path)}")
         if time.monotonic() > deadline:
-            stop_local(run_dir)
+            _end(run_dir)
             raise BackendError(
                 f"the model server was not ready within {ready_seconds:.0f} s; {_tail(log_path)}"
             )
@@ -124,6 +179,11 @@ def deploy_local(
 
 def stop_local(run_dir: Path) -> bool:
     """Stop the server deployed from `run_dir`, letting it finish what it has; whether one ran."""
+    (run_dir / REVISION).unlink(missing_ok=True)
+    return _end(run_dir)
+
+
+def _end(run_dir: Path) -> bool:
     process = _deployed(run_dir)
     record = run_dir / PROCESS
     if process is not None:

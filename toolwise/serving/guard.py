@@ -16,13 +16,15 @@ from typing import Any, NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from toolwise.serving.admission import Admission
+from toolwise.serving.admission import Admission, Bodies, Body, refused
 from toolwise.serving.failures import Failed, describe_error
 from toolwise.serving.keys import ANYONE, ApiKey, KeyFile
 from toolwise.serving.openai_api import RequestError, encode
 from toolwise.serving.telemetry import REFUSED
 
 MAX_BODY_BYTES = 64 * 2**20
+ALL_BODIES_BYTES = 512 * 2**20
+"""What the bodies of all requests under way may hold together, those that wait included."""
 BODY_SECONDS = 30.0
 """How long a client may take to send its request."""
 
@@ -65,6 +67,7 @@ class Guard:
         admission: places and queue.
         keys: who may ask; None asks nobody for a key.
         seconds: how long a request may take, its wait included.
+        bodies_bytes: what the bodies of all requests under way may hold together.
     """
 
     def __init__(
@@ -74,12 +77,14 @@ class Guard:
         admission: Admission,
         keys: KeyFile | None,
         seconds: float,
+        bodies_bytes: int = ALL_BODIES_BYTES,
     ) -> None:
         self._app = app
         self._chat = chat
         self._admission = admission
         self._keys = keys
         self._seconds = seconds
+        self._bodies = Bodies(bodies_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -101,17 +106,22 @@ class Guard:
         arrival = Arrival.at_once(caller.name, self._seconds)
         if scope["path"] not in _CHAT and not _PREDICT.fullmatch(scope["path"]):
             raise RequestError(f"there is no POST {scope['path']} here", status=404)
-        body = await _read_body(scope, receive)
-        answering = asyncio.create_task(self._place_and_answer(scope, caller, body, arrival, send))
-        leaving = asyncio.create_task(_until_gone(receive))
-        try:
-            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                answering.result()
-        finally:
-            leaving.cancel()
-            if answering.cancel():
-                await asyncio.gather(answering, return_exceptions=True)
+        # Before the body is read: whoever is turned away must not fill the memory first.
+        self._admission.admit(caller)
+        with self._bodies.of(caller) as held:
+            body = await _read_body(scope, receive, held)
+            answering = asyncio.create_task(
+                self._place_and_answer(scope, caller, body, arrival, send)
+            )
+            leaving = asyncio.create_task(_until_gone(receive))
+            try:
+                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+                if answering.done():
+                    answering.result()
+            finally:
+                leaving.cancel()
+                if answering.cancel():
+                    await asyncio.gather(answering, return_exceptions=True)
 
     async def _place_and_answer(
         self, scope: Scope, caller: ApiKey, body: bytes, arrival: Arrival, send: Send
@@ -123,7 +133,7 @@ class Guard:
                 await place.__aenter__()
         except TimeoutError:
             message = f"no place became free within {self._seconds:.0f} s"
-            raise RequestError(message, None, 429, "queue_timeout", retry_after=1) from None
+            raise refused(message, "queue_timeout", 1) from None
         try:
             app = self._chat if scope["path"] in _CHAT else self._app
             await app(scope, _replayed(body), send)
@@ -145,13 +155,14 @@ def _header(scope: Scope, name: bytes) -> str | None:
     return found[0].decode("latin-1") if found else None
 
 
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
+async def _read_body(scope: Scope, receive: Receive, held: Body) -> bytes:
     """The body; one that says it is too large, or does not say how large, is not read at all."""
     length = _header(scope, b"content-length") or ""
     if not length.isdecimal():
         raise RequestError("the request needs a content-length", status=411)
     if int(length) > MAX_BODY_BYTES:
         raise RequestError(f"the body is larger than {MAX_BODY_BYTES >> 20} MiB", status=413)
+    held.announce(int(length))
     chunks: list[bytes] = []
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -159,6 +170,8 @@ async def _read_body(scope: Scope, receive: Receive) -> bytes:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise RequestError("the client closed the connection", status=499)
+                # What has come counts, not what was announced: to announce costs a client nothing.
+                held.grow(len(message.get("body", b"")))
                 chunks.append(message.get("body", b""))
                 if not message.get("more_body"):
                     return b"".join(chunks)

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from toolwise.agent import CallRecord, Engine, Limits, Rollout, Turn, run_agent
 from toolwise.data import Task
 from toolwise.errors import BackendError, InputError
+from toolwise.serving.failures import describe_error
 from toolwise.serving.guard import ARRIVAL, Arrival
 from toolwise.serving.openai_api import (
     ChatRequest,
@@ -107,6 +108,7 @@ class AgentModel(kserve.Model):
         Raises:
             RequestError: the request cannot be served; names the field.
             BackendError: the model or a tool backend failed, or time ran out.
+            OSError: the machine did (a full disk, no more descriptors).
         """
         self._check(request)
         seconds = self.settings.request_seconds
@@ -122,7 +124,7 @@ class AgentModel(kserve.Model):
                 FAILURES.inc()
                 sample.failed(f"no answer within {seconds} s")
                 raise BackendError(f"no answer within {seconds} s") from None
-            except BackendError as error:
+            except (BackendError, OSError) as error:
                 FAILURES.inc()
                 sample.failed(str(error))
                 raise
@@ -156,8 +158,9 @@ class AgentModel(kserve.Model):
             raise InvalidInput(str(validation_error(error.errors()))) from error
         except InputError as error:
             raise InvalidInput(str(error)) from error
-        except BackendError as error:
-            raise HTTPException(503, str(error)) from error
+        except (BackendError, OSError) as error:
+            failed = describe_error(error)
+            raise HTTPException(failed.status, failed.body["error"]["message"]) from error
         return {
             "predictions": [
                 Reply(self.name, arrival.id).completion(rollouts, request.tools_offered)

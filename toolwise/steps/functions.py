@@ -252,10 +252,9 @@ def deploy(step: Step) -> Outputs:
         check_answered(ask_two(endpoint, *questions, answers))
 
     if settings.cluster is None:
-        endpoint = deploy_local(model, corpus, step.folder.parent, settings.serve)
+        deploy_local(model, corpus, step.folder.parent, settings.serve, attempt)
         for name in ("model", "corpus"):
             _point(step.folder.parent / name, step.path(name))
-        ask_two(endpoint, *questions, answers)
     else:
         from toolwise.serving.kubernetes_deploy import deploy_checkpoint
 

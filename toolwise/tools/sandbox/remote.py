@@ -101,13 +101,13 @@ class RemoteSandbox:
         self._http.close()
 
     def close_session(self, path: str) -> None:
-        """Delete a session in the background; one that can't be reached expires on the server."""
+        """Delete a session in the background; see `delete_session`."""
+        self._closing.submit(self.delete_session, path)
 
-        def delete() -> None:
-            with contextlib.suppress(BackendError, InputError):
-                self.request_once("DELETE", path)
-
-        self._closing.submit(delete)
+    def delete_session(self, path: str) -> None:
+        """Delete a session; one that can't be reached expires on the server."""
+        with contextlib.suppress(BackendError, InputError):
+            self.request_once("DELETE", path)
 
     def parsed(self, model: type[M], answer: Any) -> M:
         """An answer of the server, checked; raises `BackendError` where it is something else."""
@@ -165,6 +165,7 @@ class RemoteSession:
         self._sandbox = sandbox
         self._images = list(images)
         self._path: str | None = None
+        self._closed = False
         self._lock = threading.Lock()
 
     def call(self, code: str) -> ToolResult:
@@ -172,7 +173,7 @@ class RemoteSession:
 
         Raises:
             BackendError: the server fails, or lost a session that had variables to lose (without
-                any, a new one takes the call).
+                any, a new one takes the call), or the session was closed meanwhile.
             InputError: an image of the task can't be decoded.
         """
         with self._lock:
@@ -181,9 +182,12 @@ class RemoteSession:
             try:
                 return self._call(self._create(), code)
             except BackendError:
+                if self._closed:
+                    raise
                 return self._call(self._create(), code)
 
     def close(self) -> None:
+        self._closed = True
         path, self._path = self._path, None
         if path is not None:
             self._sandbox.close_session(path)
@@ -191,8 +195,13 @@ class RemoteSession:
     def _create(self) -> str:
         images = [base64.b64encode(image).decode() for image in self._images]
         answer = self._sandbox.request("POST", "/sessions", NewSession(images=images))
-        self._path = f"/sessions/{self._sandbox.parsed(SessionId, answer).id}"
-        return self._path
+        path = f"/sessions/{self._sandbox.parsed(SessionId, answer).id}"
+        self._path = path
+        if self._closed:
+            # Whoever closed it meanwhile knew no path to delete.
+            self._sandbox.delete_session(path)
+            raise BackendError("the session was closed while it was opened")
+        return path
 
     def _call(self, path: str, code: str) -> ToolResult:
         answer = self._sandbox.request_once("POST", f"{path}/calls", Code(code=code))
