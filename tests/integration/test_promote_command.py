@@ -28,8 +28,8 @@ COMPONENT: Callable[..., bool] = vars(promote)["python_func"]
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def uri(mlflow_uri: str) -> str:
+    return mlflow_uri
 
 
 @pytest.fixture(autouse=True)
