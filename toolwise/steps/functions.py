@@ -396,12 +396,32 @@ def run_promotion(settings: str, seed: int, *, address: str, **inputs: str) -> F
     return perform(partial(promote, address=remote), "promote", settings, seed, inputs)
 
 
-def finish_run(*, succeeded: bool, reason: str = "") -> None:
-    """Close the MLflow run that the steps of the pipeline run logged under."""
+_SUCCEEDED = frozenset({"SUCCEEDED", "COMPLETE", "CACHED"})
+"""Kubeflow's documentation and its local runner say the first, its backend the others."""
+
+_CANCELLED = frozenset({"CANCELLED", "CANCELED"})
+
+
+def finish_run(state: str, reason: str = "") -> None:
+    """Close the MLflow run that the steps of the pipeline run logged under.
+
+    Args:
+        state: how the pipeline ended, in Kubeflow's words.
+        reason: why; Kubeflow's backend leaves it empty.
+    """
     from toolwise import tracking
 
+    cancelled = state in _CANCELLED
+    if cancelled:
+        reason = reason or "cancelled"
+    elif state == "FAILED":
+        reason = reason or "a step failed"
+    elif state not in _SUCCEEDED:
+        reason = reason or f"Kubeflow says {state}, and not how it ended"
     tracking.end_pipeline_run(
-        pipeline_run(), failure=None if succeeded else reason or "a step failed"
+        pipeline_run(),
+        failure=None if state in _SUCCEEDED else reason,
+        cancelled=cancelled,
     )
 
 
