@@ -14,4 +14,4 @@ def finish(status: dsl.PipelineTaskFinalStatus):
     """
     from toolwise.steps import finish_run
 
-    finish_run(succeeded=status.state == "SUCCEEDED", reason=status.error_message or "")
+    finish_run(status.state, status.error_message or "")

@@ -28,12 +28,12 @@ def promote(
     Returns:
         Whether the challenger was promoted.
     """
-    from toolwise.steps import promoted, run_step
+    from toolwise.steps import promoted, run_promotion
 
-    step = run_step(
-        "promote",
+    step = run_promotion(
         settings,
         seed,
+        address=model.uri,
         model=model.path,
         challenger=challenger.path,
         baseline=baseline.path,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 
 from toolwise.promotion.gate import Decision
 from toolwise.promotion.policy import GatePolicy
@@ -21,11 +22,14 @@ PROMOTE = Decision(decision="promote", reference="baseline", policy=GatePolicy()
 def main(uri: str, name: str, source: str) -> None:
     registry = Registry(name, Connection(uri))
     for line in sys.stdin:
-        version = registry.register(line.strip(), source)
-        standing = registry.standing()
+        # MLflow prints where runs can be seen.
+        with redirect_stdout(sys.stderr):
+            version = registry.register(line.strip(), source)
+            standing = registry.standing()
         print("judged", flush=True)
         sys.stdin.readline()
-        decision = registry.record(version, PROMOTE, standing)
+        with redirect_stdout(sys.stderr):
+            decision = registry.record(version, PROMOTE, standing)
         answer = {"version": version, "decision": decision.decision, "reasons": decision.reasons}
         print(json.dumps(answer), flush=True)
 

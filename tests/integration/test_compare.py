@@ -33,6 +33,16 @@ def metrics(calling: int, benchmark: str = "b1") -> dict:
     return {**summaries, "benchmark": benchmark, "items": 100, "solvable": 50}
 
 
+def measure(uri: str, run: PipelineRun, stage: str, calling: int, directory: Path) -> None:
+    """Leave an evaluation in MLflow."""
+    directory.mkdir()
+    write_scores(directory / "scores.jsonl", scores(calling))
+    (directory / "metrics.json").write_text(json.dumps(metrics(calling)))
+    (directory / "samples.jsonl").write_text("")
+    with tracking.step(run, f"evaluate {stage}", uri=uri) as step:
+        step.evaluation(stage, directory, directory / "scores.jsonl", directory)
+
+
 @pytest.fixture(scope="module")
 def uri(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Two pipeline runs of the profile `smoke`; the second measured its SFT model twice."""
@@ -40,13 +50,7 @@ def uri(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     for number, (run, stage, calling) in enumerate(
         [("one", "sft", 100), ("one", "hdpo", 50), ("two", "sft", 90), ("two", "sft", 80)]
     ):
-        directory = folder / f"{number}"
-        directory.mkdir()
-        write_scores(directory / "scores.jsonl", scores(calling))
-        (directory / "metrics.json").write_text(json.dumps(metrics(calling)))
-        (directory / "samples.jsonl").write_text("")
-        with tracking.step(PipelineRun("smoke", run), f"evaluate {stage}", uri=mlflow_uri) as step:
-            step.evaluation(stage, directory, directory / "scores.jsonl", directory)
+        measure(mlflow_uri, PipelineRun("smoke", run), stage, calling, folder / f"{number}")
     return mlflow_uri
 
 
@@ -62,6 +66,25 @@ def test_runs_are_compared_by_name_each_stage_as_it_was_last_measured(uri: str):
     assert rates == [0.8, 1.0, 0.5]
     newest_first = [one.run for one in read_evaluations(connection, "smoke")]
     assert newest_first == ["two", "one", "one"]
+
+
+def test_a_run_without_an_evaluation_yet_is_left_out_unless_it_is_named(
+    mlflow_uri: str, tmp_path: Path
+):
+    connection, profile = tracking.Connection(mlflow_uri), "unfinished"
+    with (
+        pytest.raises(ZeroDivisionError),
+        tracking.step(PipelineRun(profile, "broken"), "evaluate sft", uri=mlflow_uri),
+    ):
+        raise ZeroDivisionError
+    with pytest.raises(InputError, match="'unfinished' has no pipeline run with an evaluation yet"):
+        read_evaluations(connection, profile)
+    measure(mlflow_uri, PipelineRun(profile, "whole"), "sft", 100, tmp_path / "whole")
+    with tracking.step(PipelineRun(profile, "training"), "train-sft", uri=mlflow_uri):
+        assert [one.run for one in read_evaluations(connection, profile)] == ["whole"]
+    for name in ("broken", "training"):
+        with pytest.raises(InputError, match=f"pipeline run '{name}' has no evaluation"):
+            read_evaluations(connection, profile, [name])
 
 
 def test_a_run_that_is_not_there_is_named_with_those_that_are(uri: str):

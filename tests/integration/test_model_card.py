@@ -15,7 +15,8 @@ from toolwise.promotion.lineage import Lineage, read_lineage
 from toolwise.promotion.model_card import model_card
 from toolwise.promotion.policy import GatePolicy
 from toolwise.promotion.registry import Registry
-from toolwise.steps.lineage import licence
+from toolwise.steps import Step, perform
+from toolwise.steps.lineage import licence, linked
 from toolwise.storage import content_digest
 from toolwise.tracking import PipelineRun
 
@@ -144,6 +145,32 @@ def test_a_registered_version_carries_its_card_and_its_lineage(
     assert stored.tags["toolwise.digest"] == content_digest(trained.sft)
     assert stored.tags["toolwise.git_commit"] == lineage.evaluation.commit
     assert stored.tags["toolwise.data.curated.parquet"] == content_digest(trained.data)[:32]
+
+
+@pytest.mark.parametrize(
+    ("curve", "last"),
+    [('{"step": 1, "loss": 0.5}\n{"step": 25, "loss": 0.1}\n{"step": 25}\n', 25), (None, 0)],
+)
+def test_a_checkpoint_is_logged_with_the_last_step_of_its_curve(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, curve: str | None, last: int
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.setenv("TOOLWISE_WORK", str(tmp_path))
+    ids: list[str] = []
+
+    def train(step: Step) -> dict[str, Path]:
+        checkpoint = step.folder / "checkpoint"
+        checkpoint.mkdir()
+        (checkpoint / "weights").write_text(f"{last}")
+        if curve is not None:
+            (checkpoint / "train_log.jsonl").write_text(curve)
+        ids.append(step.run.run_id)
+        return {"checkpoint": checkpoint}
+
+    perform(linked(train), "train-hdpo", "{}", last, {})
+    outputs = MlflowClient(mlflow_uri).get_run(ids[0]).outputs
+    assert outputs is not None
+    assert [output.step for output in outputs.model_outputs] == [last]
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kfp import dsl
+from kfp.dsl.types import artifact_types
 from mlflow.tracking import MlflowClient
+from mlflow_server import MlflowServer
 from typer.testing import CliRunner
 
+from components.promote.component import promote
 from toolwise import tracking
 from toolwise.cli import app
 from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, summarise, write_scores
+from toolwise.promotion.lineage import read_lineage
+from toolwise.promotion.registry import Registry
 from toolwise.steps.functions import RUN_ID_FILE
 from toolwise.storage import content_digest
 
+COMPONENT: Callable[..., bool] = vars(promote)["python_func"]
+"""What the pod of the step runs."""
+
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def uri(mlflow_uri: str) -> str:
+    return mlflow_uri
 
 
 @pytest.fixture(autouse=True)
@@ -220,3 +230,52 @@ def test_without_dry_run_the_model_and_the_place_are_asked_for(uri: str, tmp_pat
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     assert "--model" in result.output + result.stderr
+
+
+def test_a_folder_is_registered_with_a_server_which_cannot_look_into_it(
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    client, name = MlflowClient(mlflow_server.uri), "by-hand"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+    for number, model in enumerate(("model", "next"), 1):
+        measured = evaluation(mlflow_server.uri, tmp_path / f"of-{model}")
+        toolwise(
+            *("promote", "--model", tmp_path / model, "--challenger", measured),
+            *("--baseline", measured, "--out", tmp_path / f"decision-{number}.json"),
+        )
+        version = client.get_model_version_by_alias(name, "champion")
+        assert str(version.version) == str(number)
+        lineage = read_lineage(tracking.Connection(mlflow_server.uri), str(version.run_id))
+        assert version.source == f"models:/{lineage.model_id}"
+        assert version.tags["toolwise.checkpoint"] == str(tmp_path / model)
+    assert "Version 1 of by-hand is the champion again" in toolwise("rollback", "--reason", "slow")
+    champion = Registry(name, tracking.Connection(mlflow_server.uri)).champion()
+    assert champion is not None
+    assert champion.source == str(tmp_path / "model")
+
+
+def test_in_a_pod_the_address_is_registered_and_not_where_it_is_mounted(
+    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "in-a-pod")
+    monkeypatch.setattr(artifact_types, "_S3_LOCAL_MOUNT_PREFIX", f"{tmp_path}/")
+    address = "s3://bucket/runs/1/model"
+    model = tmp_path / address.removeprefix("s3://")
+    model.mkdir(parents=True)
+    measured = dsl.Artifact(uri=str(evaluation(mlflow_server.uri, tmp_path / "measured")))
+    # A pod that is tried again finds nothing of the first, and registers nothing twice.
+    for attempt in ("first", "second"):
+        monkeypatch.setenv("TOOLWISE_WORK", str(tmp_path / attempt))
+        COMPONENT(
+            settings="{}",
+            seed=0,
+            model=dsl.Model(uri=address),
+            challenger=measured,
+            baseline=measured,
+            decision=dsl.Artifact(uri=str(tmp_path / f"{attempt}.json")),
+        )
+    [version] = MlflowClient(mlflow_server.uri).search_model_versions("name = 'in-a-pod'")
+    assert version.source == version.tags["toolwise.checkpoint"] == address
+    assert f"| checkpoint | `{address}` |" in str(version.description)

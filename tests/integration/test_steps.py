@@ -9,10 +9,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from kfp import dsl
 
+from components.finish.component import finish
 from toolwise.errors import InputError
 from toolwise.events import Event
 from toolwise.steps import Step, perform
+from toolwise.tracking import FAILURE_TAG
 
 ONCE_KILLED = """
 import os, signal, sys
@@ -144,3 +147,26 @@ def test_two_processes_never_work_in_one_folder():
         return {}
 
     perform(second, "train", "{}", 0, {})
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "status", "reason"),
+    [
+        ("SUCCEEDED", None, "FINISHED", None),
+        ("COMPLETE", None, "FINISHED", None),
+        ("FAILED", None, "FAILED", "a step failed"),
+        ("FAILED", "no GPU", "FAILED", "no GPU"),
+        ("CANCELLED", None, "KILLED", "cancelled"),
+        ("CANCELED", None, "KILLED", "cancelled"),
+        ("RUNNING", None, "FAILED", "Kubeflow says RUNNING, and not how it ended"),
+    ],
+)
+def test_the_last_step_closes_the_run_as_kubeflow_says_it_ended(
+    said: str, message: str | None, status: str, reason: str | None
+):
+    perform(writes("one"), "train", "{}", 0, {})
+    vars(finish)["python_func"](dsl.PipelineTaskFinalStatus(said, "job", "run", None, message))
+    found = mlflow.search_runs(experiment_names=["steps"], output_format="list")
+    [run] = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert run.info.status == status
+    assert run.data.tags.get(FAILURE_TAG) == reason

@@ -21,8 +21,8 @@ from toolwise.tracking import Connection
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def uri(mlflow_uri: str) -> str:
+    return mlflow_uri
 
 
 @pytest.fixture

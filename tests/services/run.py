@@ -31,7 +31,12 @@ TESTS = (
     "tests/integration/test_storage_s3.py",
     "tests/integration/test_tracking.py",
     "tests/integration/test_tracking_away.py",
+    "tests/integration/test_tracking_served.py",
     "tests/integration/test_registry.py",
+    "tests/integration/test_succession.py",
+    "tests/integration/test_model_card.py",
+    "tests/integration/test_promote_command.py",
+    "tests/integration/test_compare.py",
 )
 POSTGRES = Path("/usr/lib/postgresql/15/bin")
 START_SECONDS = 120.0

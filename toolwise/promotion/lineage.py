@@ -84,7 +84,8 @@ def read_lineage(connection: Connection, run_id: str) -> Lineage:
     while model_id is not None:
         model = connection.request(lambda c, known=model_id: c.get_logged_model(known))
         source = model.source_run_id
-        if source is None or source in (stage.run_id for stage in trainings):
+        # A server says "" where a database says None.
+        if not source or source in (stage.run_id for stage in trainings):
             break
         run = connection.request(lambda client, known=source: client.get_run(known))
         trainings.append(_stage(run, *_checkpoint(connection, model_id)))

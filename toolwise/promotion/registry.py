@@ -23,6 +23,8 @@ from toolwise.tracking import Connection
 
 DECISION_TAG = "toolwise.decision"
 REASONS_TAG = "toolwise.reasons"
+CHECKPOINT_TAG = "toolwise.checkpoint"
+"""Tag of a version with where its checkpoint stands; a server takes no folder as the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,17 @@ class Registry:
         self._connection = connection
         self._succession = Succession(name, connection)
 
-    def register(self, run_id: str, source: str) -> str:
-        """Make a version of the checkpoint at `source`, evaluated by the run `run_id`.
+    def register(self, run_id: str, checkpoint: str) -> str:
+        """Make a version of a checkpoint, evaluated by the run `run_id`.
 
-        The overall metrics of the run become its tags. The same run and source give the same
+        The overall metrics of the run become its tags. The same run and checkpoint give the same
         version, so a step that is run again registers nothing twice.
+
+        Args:
+            run_id: the run.
+            checkpoint: its address (`s3://…`), or its folder. For a folder the version's source is
+                the logged model that the run measured: an MLflow server refuses folders, which it
+                cannot look into.
 
         Returns:
             The version's number.
@@ -68,13 +76,16 @@ class Registry:
         self._succession.found()
         query = f"name='{self.name}' and run_id='{run_id}'"
         for existing in request(lambda client: client.search_model_versions(query)):
-            if existing.source == source:
+            if _checkpoint(existing) == checkpoint:
                 return str(existing.version)
         run = request(lambda client: client.get_run(run_id))
         tags = {k: f"{v:.4f}" for k, v in run.data.metrics.items() if f"/{OVERALL}/" in k}
+        tags[CHECKPOINT_TAG] = checkpoint
         model_id = next(
             (model.model_id for model in (run.inputs.model_inputs if run.inputs else ())), None
         )
+        is_folder = "://" not in checkpoint
+        source = f"models:/{model_id}" if is_folder and model_id else checkpoint
         created = request(
             lambda client: client.create_model_version(
                 self.name, source, run_id, tags, model_id=model_id
@@ -155,7 +166,7 @@ class Registry:
             self._artifact(version, "metrics.json", folder)
             return RegisteredVersion(
                 version=str(version.version),
-                source=str(version.source),
+                source=_checkpoint(version),
                 run_id=str(version.run_id),
                 evaluation=Evaluation.read(scores.parent),
             )
@@ -203,3 +214,8 @@ class Registry:
                 f"champion {self.name} version {version.version}: {path} cannot be read from run "
                 f"{run_id} ({error}); restore it, or take the alias {CHAMPION!r} away"
             ) from error
+
+
+def _checkpoint(version: ModelVersion) -> str:
+    """Where it stands; a version that somebody registered by hand says so in its source alone."""
+    return version.tags.get(CHECKPOINT_TAG) or str(version.source)

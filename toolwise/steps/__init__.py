@@ -6,6 +6,7 @@ from toolwise.steps.functions import (
     headline_metrics,
     promoted,
     run_answers,
+    run_promotion,
     run_step,
 )
 from toolwise.steps.running import (
@@ -29,5 +30,6 @@ __all__ = [
     "perform",
     "promoted",
     "run_answers",
+    "run_promotion",
     "run_step",
 ]

@@ -201,8 +201,13 @@ def evaluate(step: Step) -> Outputs:
     return {"evaluation": folder}
 
 
-def promote(step: Step) -> Outputs:
-    """Decide, register the checkpoint, and crown it if it passed."""
+def promote(step: Step, address: str = "") -> Outputs:
+    """Decide, register the checkpoint, and crown it if it passed.
+
+    Args:
+        step: it.
+        address: where the checkpoint stands once this machine is gone; its folder without.
+    """
     from toolwise.promotion.judging import judge
     from toolwise.promotion.lineage import read_lineage
     from toolwise.promotion.model_card import model_card
@@ -223,7 +228,7 @@ def promote(step: Step) -> Outputs:
         run_id=run_id,
         champion=step.inputs.get("champion"),
     )
-    source = str(step.path("model"))
+    source = address or str(step.path("model"))
     version = registry.register(run_id, source)
     decision = registry.record(version, *judged)
     lineage = read_lineage(connection, run_id)
@@ -376,12 +381,46 @@ def run_answers(
     return perform(partial(answer, source=source), label, settings, seed, inputs)
 
 
-def finish_run(*, succeeded: bool, reason: str = "") -> None:
-    """Close the MLflow run that the steps of the pipeline run logged under."""
+def run_promotion(settings: str, seed: int, *, address: str, **inputs: str) -> FinishedStep:
+    """Run the gate; see `run_step`.
+
+    Args:
+        settings: section `promote` of the profile, as JSON.
+        seed: the run's seed.
+        address: of the checkpoint. A pod reads it from a folder, which goes with the pod; on one
+            machine both are the same.
+        inputs: paths by input name.
+    """
+    remote = address if "://" in address else ""
+    return perform(partial(promote, address=remote), "promote", settings, seed, inputs)
+
+
+_SUCCEEDED = frozenset({"SUCCEEDED", "COMPLETE", "CACHED"})
+"""Kubeflow's documentation and its local runner say the first, its backend the others."""
+
+_CANCELLED = frozenset({"CANCELLED", "CANCELED"})
+
+
+def finish_run(state: str, reason: str = "") -> None:
+    """Close the MLflow run that the steps of the pipeline run logged under.
+
+    Args:
+        state: how the pipeline ended, in Kubeflow's words.
+        reason: why; Kubeflow's backend leaves it empty.
+    """
     from toolwise import tracking
 
+    cancelled = state in _CANCELLED
+    if cancelled:
+        reason = reason or "cancelled"
+    elif state == "FAILED":
+        reason = reason or "a step failed"
+    elif state not in _SUCCEEDED:
+        reason = reason or f"Kubeflow says {state}, and not how it ended"
     tracking.end_pipeline_run(
-        pipeline_run(), failure=None if succeeded else reason or "a step failed"
+        pipeline_run(),
+        failure=None if state in _SUCCEEDED else reason,
+        cancelled=cancelled,
     )
 
 

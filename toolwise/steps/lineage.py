@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -14,6 +15,8 @@ STAGES = {"base-model": "base", "train-sft": "sft", "train-hdpo": "hdpo"}
 """The steps that make a checkpoint, and what the checkpoint is called."""
 
 _CHECKPOINTS = ("model", "checkpoint")
+
+_CURVE = "train_log.jsonl"  # beside the model that a training has made
 
 
 def linked(work: Work) -> Work:
@@ -32,10 +35,19 @@ def linked(work: Work) -> Work:
             if name in outputs:
                 said = licence(outputs[name])
                 tags = {"toolwise.licence": said} if said else None
-                step.run.writes_model(outputs[name], STAGES[step.label], tags=tags)
+                # A curve in a base checkpoint that was fetched would be of somebody else's making.
+                last = 0 if step.label == "base-model" else last_step(outputs[name])
+                step.run.writes_model(outputs[name], STAGES[step.label], step=last, tags=tags)
         return outputs
 
     return with_links
+
+
+def last_step(checkpoint: Path) -> int:
+    """The training step a checkpoint is from, as its curve says; 0 of one without a curve."""
+    curve = checkpoint / _CURVE
+    lines = curve.read_text(encoding="utf-8").splitlines() if curve.exists() else []
+    return max((int(json.loads(line).get("step", 0)) for line in lines), default=0)
 
 
 def licence(checkpoint: Path) -> str:

@@ -152,7 +152,7 @@ class EndPipeline(_Entry):
 
     do: Literal["end pipeline"] = "end pipeline"
     run: PipelineRun | str
-    state: Literal["FINISHED", "FAILED"]
+    state: State
     failure: str | None
     ended: int
 

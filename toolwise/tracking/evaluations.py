@@ -16,7 +16,7 @@ from toolwise.tracking.connection import Connection
 
 _STEP = "evaluate "
 _NEWEST = 10
-"""Runs that are compared where none is named."""
+"""Runs with an evaluation that are compared where none is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ def read_evaluations(
     Args:
         connection: MLflow.
         experiment: the profile's name.
-        runs: names or ids of pipeline runs; without any, the newest.
+        runs: names or ids of pipeline runs; without any, the newest that have an evaluation. One
+            that is still training, or failed before, has none.
 
     Raises:
         InputError: there is no such experiment or run, or it has no evaluation.
@@ -60,11 +61,19 @@ def read_evaluations(
     for run in reversed(stored):
         children.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
     parents = [run for run in stored if run.info.run_id in children]
-    chosen = [_named(name, parents, experiment) for name in runs] or parents[:_NEWEST]
+    evaluated = {run.info.run_id: _last_of_each(children[run.info.run_id]) for run in parents}
+    chosen = [_named(name, parents, experiment) for name in runs]
+    for parent in chosen:
+        if not evaluated[parent.info.run_id]:
+            raise InputError(f"pipeline run {_name(parent)!r} has no evaluation")
+    if not runs:
+        chosen = [parent for parent in parents if evaluated[parent.info.run_id]][:_NEWEST]
+    if not chosen:
+        raise InputError(f"experiment {experiment!r} has no pipeline run with an evaluation yet")
     return [
-        evaluation
+        StoredEvaluation(_name(parent), stage, _metrics(connection, run))
         for parent in chosen
-        for evaluation in _evaluations(connection, parent, children[parent.info.run_id])
+        for stage, run in evaluated[parent.info.run_id].items()
     ]
 
 
@@ -72,26 +81,24 @@ def _named(name: str, parents: Sequence[Run], experiment: str) -> Run:
     for run in parents:
         if name in (run.info.run_id, run.info.run_name):
             return run
-    known = ", ".join(run.info.run_name or run.info.run_id for run in parents[:_NEWEST])
+    known = ", ".join(_name(run) for run in parents[:_NEWEST])
     raise InputError(
         f"experiment {experiment!r} has no pipeline run {name!r}; there are: {known or 'none'}"
     )
 
 
-def _evaluations(
-    connection: Connection, parent: Run, steps: Sequence[Run]
-) -> list[StoredEvaluation]:
-    """The last evaluation of each stage."""
-    last = {
+def _name(parent: Run) -> str:
+    return parent.info.run_name or parent.info.run_id
+
+
+def _last_of_each(steps: Sequence[Run]) -> dict[str, Run]:
+    """The last finished evaluation of each stage."""
+    return {
         run.data.tags["toolwise.step"].removeprefix(_STEP): run
         for run in steps
         if run.data.tags.get("toolwise.step", "").startswith(_STEP)
         and run.info.status == "FINISHED"
     }
-    name = parent.info.run_name or parent.info.run_id
-    if not last:
-        raise InputError(f"pipeline run {name!r} has no evaluation")
-    return [StoredEvaluation(name, stage, _metrics(connection, run)) for stage, run in last.items()]
 
 
 def _metrics(connection: Connection, run: Run) -> dict[str, Any]:

@@ -89,12 +89,23 @@ def resume_pipeline_run(experiment: str, name: str, *, uri: str | None = None) -
 
 
 def end_pipeline_run(
-    run: PipelineRun | str, *, failure: str | None = None, uri: str | None = None
+    run: PipelineRun | str,
+    *,
+    failure: str | None = None,
+    cancelled: bool = False,
+    uri: str | None = None,
 ) -> None:
-    """Close the parent run: `FINISHED`, or `FAILED` with the reason; steps cut off are `KILLED`."""
+    """Close the parent run; steps cut off are `KILLED`.
+
+    Args:
+        run: the pipeline run, by its names or by MLflow's id.
+        failure: why it did not succeed; None where it did, which makes it `FINISHED`.
+        cancelled: somebody ended it, which makes it `KILLED` rather than `FAILED`.
+        uri: see `Connection`.
+    """
     connection = Connection(uri)
     spool = Spool.new(connection.uri)
-    state = "FINISHED" if failure is None else "FAILED"
+    state: entries.State = "FINISHED" if failure is None else "KILLED" if cancelled else "FAILED"
     spool.append(entries.EndPipeline(run=run, state=state, failure=failure, ended=_now()))
     Sender(spool, connection).close()
 
