@@ -83,7 +83,8 @@ class KubeflowSettings(BaseModel):
             of the `TrainJob`s and vLLM servers they start.
         secret: Kubernetes secret with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
             `AWS_ENDPOINT_URL_S3`, with `SERPER_API_KEY` where `search` asks Serper, and with the
-            key that `judge` names; `HF_TOKEN` is used where it is there.
+            key that `judge` names; `HF_TOKEN` is used where it is there. With `serve.keys`, also
+            with `TOOLWISE_API_KEY`: one of those keys, to try the endpoint with.
         exchange: `s3://…` prefix through which a training step hands its inputs to the `TrainJob`
             it starts and gets the checkpoint back; without one it trains in its own pod.
         vllm_image: image of the vLLM server beside the trainer, where `hardware` asks for one.

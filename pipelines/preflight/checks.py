@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from kubernetes.utils import parse_quantity
 
-from pipelines.placement import secret_keys
+from pipelines.placement import endpoint_keys, secret_keys
 from pipelines.preflight.buckets import look_up_bucket
 from pipelines.preflight.cluster import Cluster, Forbidden
 from pipelines.preflight.finding import Finding
@@ -161,14 +161,18 @@ class Checks:
 
     def secrets(self) -> Iterator[Finding]:
         """The secrets that pods take their environment from, and their keys."""
-        yield self._secret(self.namespace, self.kubeflow.secret, secret_keys(self.profile))
+        taken = (*secret_keys(self.profile), *endpoint_keys(self.profile))
+        yield self._secret(self.namespace, self.kubeflow.secret, taken)
         serving = self.kubeflow.serving
         if serving is not None:
             keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
             if (serving.namespace, serving.secret) != (self.namespace, self.kubeflow.secret):
                 yield self._secret(serving.namespace, serving.secret, keys)
             if serving.keys_secret:
-                yield self._secret(serving.namespace, serving.keys_secret, ())
+                file = self.profile.serve.keys
+                yield self._secret(
+                    serving.namespace, serving.keys_secret, (file.name,) if file else ()
+                )
         if self.kubeflow.image_pull_secret:
             name = self.kubeflow.image_pull_secret
             made = (

@@ -210,6 +210,20 @@ def test_rights_that_lack_are_named(server: ClusterServer):
     assert why == "may not delete trainjobs, delete inferenceservices"
 
 
+def test_an_endpoint_with_keys_needs_their_file_and_one_of_them(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    content = profile_at(server).model_dump(mode="json")
+    content["serve"]["keys"] = "/etc/toolwise/keys.yaml"
+    content["kubeflow"]["serving"]["keys_secret"] = "toolwise-keys"
+    server.world.add_secret("toolwise", "toolwise-keys", other="- name: shop")
+    profile = Profile.model_validate(content)
+    found = {one.what: one.why for one in check(profile) if one.verdict == "missing"}
+    assert found == {
+        "secret toolwise-storage in toolwise": "lacks TOOLWISE_API_KEY",
+        "secret toolwise-keys in toolwise": "lacks keys.yaml",
+    }
+
+
 def test_what_cannot_be_told_is_no_failure(server: ClusterServer):
     server.world.__dict__.update(everything(server.address).__dict__)
     server.world.forbidden = (f"{SPACE}/secrets", "/api/v1/nodes")

@@ -19,6 +19,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.metis import LABELS, STEPS, compile_pipeline, step_names
 from toolwise.profile import Profile, load_profile, profile_names
+from toolwise.serving.settings import KEY_VARIABLE
 from toolwise.toleration import Toleration
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
@@ -245,6 +246,26 @@ def test_secrets_come_from_a_secret_and_stand_nowhere_in_what_is_compiled(
     for task in tasks(spec).values():
         parameters = task.get("inputs", {}).get("parameters", {})
         assert not [one for one in parameters if "key" in one.lower() or "token" in one.lower()]
+
+
+def test_only_the_deployment_has_the_key_of_an_endpoint_that_wants_one(tmp_path: Path, compiled):
+    profile = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    profile["serve"]["keys"] = "/etc/toolwise/keys.yaml"
+    profile["kubeflow"]["serving"]["keys_secret"] = "toolwise-keys"
+    compile_pipeline(Profile.model_validate(profile), tmp_path / "keyed.yaml")
+    keyed = pods(list(yaml.load_all((tmp_path / "keyed.yaml").read_text(), yaml.CSafeLoader)))
+
+    def holders(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
+        return {
+            task: given["optional"]
+            for task, pod in found.items()
+            for given in pod["secretAsEnv"]
+            for key in given["keyToEnv"]
+            if key["envVar"] == KEY_VARIABLE
+        }
+
+    assert holders(keyed) == {"deploy": False}
+    assert holders(pods(compiled("qwen3-vl-8b"))) == {}
 
 
 def test_training_steps_are_told_of_the_cluster_and_leave_its_gpus_to_their_trainjob(compiled):
