@@ -33,8 +33,9 @@ _TRAINER_RIGHTS = (
     ("get", "", "pods/log"),
 )
 _SERVER_RIGHTS = (("create", "apps", "deployments"), ("create", "", "services"))
-_SERVING_RIGHTS = tuple(
-    (verb, KSERVE, "inferenceservices") for verb in ("get", "create", "patch", "delete")
+_SERVING_RIGHTS = (
+    *((verb, KSERVE, "inferenceservices") for verb in ("get", "create", "patch", "delete")),
+    ("get", "apps", "deployments"),
 )
 
 

@@ -207,7 +207,7 @@ def test_rights_that_lack_are_named(server: ClusterServer):
     findings = check(profile_at(server))
     assert list(lacking(findings)) == ["rights of toolwise-pipeline"]
     why = next(one.why for one in findings if one.verdict == "missing")
-    assert why == "may not delete trainjobs, delete inferenceservices"
+    assert why == "may not delete trainjobs, delete inferenceservices, get deployments"
 
 
 def test_an_endpoint_with_keys_needs_their_file_and_one_of_them(server: ClusterServer):

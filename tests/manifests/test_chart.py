@@ -294,7 +294,7 @@ def test_the_pipelines_account_has_exactly_the_rights_its_code_uses(small: list[
     serving = {
         ("serving.kserve.io", "inferenceservices", verb)
         for verb in ("get", "create", "patch", "delete")
-    }
+    } | {("apps", "deployments", "get")}
     kubeflow = {("argoproj.io", "workflowtaskresults", verb) for verb in ("create", "patch")}
     kubeflow |= {("", "configmaps", "get"), ("", "secrets", "get")}
     assert granted == training | serving | kubeflow
