@@ -23,6 +23,9 @@ from toolwise.tools.search.settings import SearchSettings
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.settings import HdpoSettings, SftSettings
 
+REGISTRY = "ghcr.io/toolwise"
+"""Where Toolwise's images are pulled from, unless a run names another registry."""
+
 
 class DataSettings(BaseModel):
     """Where the data comes from: made on the spot, or published. Exactly one is given."""
@@ -190,6 +193,32 @@ class Profile(BaseModel):
             changed[name] = step.model_copy(update=own)
         return self.model_copy(update=changed)
 
+    def at_registry(self, registry: str) -> Profile:
+        """The profile with Toolwise's images pulled from another registry.
+
+        Raises:
+            InputError: it has no image of `REGISTRY`.
+        """
+
+        def moved(settings: Any, *names: str) -> dict[str, str]:
+            images = {name: getattr(settings, name) or "" for name in names}
+            return {
+                name: f"{registry.rstrip('/')}/{image.removeprefix(f'{REGISTRY}/')}"
+                for name, image in images.items()
+                if image.startswith(f"{REGISTRY}/")
+            }
+
+        kubeflow = self.kubeflow
+        update: dict[str, Any] = moved(kubeflow, *_IMAGES) if kubeflow else {}
+        if kubeflow and kubeflow.serving:
+            update["serving"] = kubeflow.serving.model_copy(update=moved(kubeflow.serving, "image"))
+        if kubeflow is None or update in ({}, {"serving": kubeflow.serving}):
+            raise InputError(
+                f"profile {self.name!r} has no image of {REGISTRY} for {registry} to stand in for; "
+                "name its images in its section `kubeflow`, or leave the registry out"
+            )
+        return self.model_copy(update={"kubeflow": kubeflow.model_copy(update=update)})
+
     def section_of(self, step: str) -> BaseModel:
         """The settings of a step, by its name (`train-sft`)."""
         return self.deployment if step == "deploy" else getattr(self, _SECTIONS[step])
@@ -203,6 +232,7 @@ class Profile(BaseModel):
         return DeploymentSettings(serve=self.serve, cluster=cluster)
 
 
+_IMAGES = ("image", "operator_image", "vllm_image")
 _SECTIONS = {
     "prepare-data": "data",
     "base-model": "base",

@@ -23,6 +23,7 @@ from toolwise.serving.settings import KEY_VARIABLE
 from toolwise.toleration import Toleration
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
+ROOT = Path(__file__).parents[2]
 CLUSTER_PROFILES = [name for name in profile_names() if load_profile(name).kubeflow is not None]
 LIGHT = ("prepare-data", "base-model", "gather", "promote", "deploy", "report", "finish")
 """On a cluster, whose profiles fetch the base model."""
@@ -335,6 +336,20 @@ def test_a_step_in_which_a_model_answers_has_a_gpu_per_process(
         # Each GPU of eight comes with an eighth of 32 cores.
         cores = resources["resourceCpuLimit"]
         assert cores == ("32" if expected == "8" else f"{4000 * int(expected)}m")
+
+
+@pytest.mark.parametrize("name", CLUSTER_PROFILES)
+def test_steps_with_gpus_run_on_the_tainted_nodes_that_the_overlay_is_for(name: str, compiled):
+    overlay = yaml.safe_load((ROOT / "k8s/overlays/gpu/serving-nodes.yaml").read_text())
+    documents = compiled(name)
+    found = pods(documents)
+    for task, container in executors(documents[0]).items():
+        if "accelerator" in container["resources"]:
+            assert found[task]["tolerations"] == overlay["spec"]["tolerations"], task
+        elif CLUSTER_VARIABLE in variables(container):
+            told = Cluster.model_validate_json(variables(container)[CLUSTER_VARIABLE])
+            given = [one.model_dump(exclude_none=True) for one in told.tolerations]
+            assert given == overlay["spec"]["tolerations"], task
 
 
 @pytest.mark.parametrize("name", CLUSTER_PROFILES)
