@@ -227,8 +227,12 @@ class Profile(BaseModel):
     def deployment(self) -> DeploymentSettings:
         """What is served, and where."""
         cluster = self.kubeflow.serving if self.kubeflow else None
-        if cluster and self.kubeflow and cluster.sandbox is None:
-            cluster = cluster.model_copy(update={"sandbox": self.kubeflow.sandbox})
+        if cluster and self.kubeflow:
+            shared = {
+                "sandbox": cluster.sandbox or self.kubeflow.sandbox,
+                "tracking_uri": cluster.tracking_uri or self.kubeflow.tracking_uri,
+            }
+            cluster = cluster.model_copy(update=shared)
         return DeploymentSettings(serve=self.serve, cluster=cluster)
 
 
