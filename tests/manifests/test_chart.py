@@ -371,6 +371,21 @@ def test_the_agent_is_the_one_the_pipeline_deploys() -> None:
     assert sandbox == "http://toolwise-sandbox:8080"
 
 
+def test_the_agent_asks_for_keys_and_traces_where_it_is_told_to() -> None:
+    more = {"agent": {"keysSecret": "keys", "traceShare": 0.05}}
+    documents = render(merged(values("values-small"), AGENT, more))
+    assert check(documents, {*OUTSIDE, "Secret/keys"}) == []
+    transformer = the("InferenceService", "assistant", documents)["spec"]["transformer"]
+    [container] = transformer["containers"]
+    added = ["--model_name=assistant", "--predictor_host=assistant-predictor", "--http_port=8080"]
+    options = _settings(_parser().parse_args([*container["args"], *added]))
+    assert options.trace_share == 0.05
+    assert options.keys is not None
+    [mount] = [m for m in container["volumeMounts"] if m["mountPath"] == str(options.keys.parent)]
+    [volume] = [v for v in transformer["volumes"] if v["name"] == mount["name"]]
+    assert volume["secret"]["secretName"] == "keys"
+
+
 def test_the_dashboard_asks_for_metrics_the_agent_exports() -> None:
     assert telemetry.TOOL_CALLS is not None
     exported = {
