@@ -14,6 +14,8 @@ REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 IMAGES ?= trainer rollout operator agent sandbox
 COMMA := ,
 DEPLOYED := runs/$(PROFILE)/steps/deploy
+# Only one that is named: the default is where `make images` builds, not where a cluster pulls.
+REGISTRY_OPTION := $(if $(filter-out file,$(origin REGISTRY)),--registry $(REGISTRY))
 SEED_OPTION := $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
@@ -78,8 +80,8 @@ compile: setup ## write build/metis-<profile>.yaml for every profile
 	done
 
 submit-pipeline: PROFILE := $(if $(filter demo,$(PROFILE)),qwen3-vl-8b,$(PROFILE))
-submit-pipeline: setup ## submit to Kubeflow Pipelines (KFP_HOST, or found) and follow the run; PROFILE=…
-	$(BIN)/toolwise submit --profile $(PROFILE) $(SEED_OPTION)
+submit-pipeline: setup ## submit to Kubeflow Pipelines (KFP_HOST, or found) and follow the run; PROFILE=…, REGISTRY=…
+	$(BIN)/toolwise submit --profile $(PROFILE) $(SEED_OPTION) $(REGISTRY_OPTION)
 
 # The first that works: a docker without its daemon is passed over. Without `--format docker`,
 # podman and buildah would drop the health checks.

@@ -151,7 +151,7 @@ def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
         "decision": gate.outputs["decision"],
     }
     with dsl.If(gate.outputs["Output"] == True, name="promoted"):  # noqa: E712 - a channel
-        endpoint = light(
+        endpoint = placement.deploying(
             deploy(
                 settings=profile.deployment.model_dump_json(),
                 seed=seed,
@@ -159,10 +159,7 @@ def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
                 evaluation=evaluations["hdpo"],
                 benchmark=benchmark,
                 corpus=corpus,
-            ),
-            cached=False,
-            # What fails has been tried for long, and the endpoint before it is back.
-            retried=False,
+            )
         )
         light(report(**evidence, endpoint=endpoint.outputs["endpoint"]), cached=False)
     with dsl.Else(name="rejected"):

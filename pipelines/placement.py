@@ -10,6 +10,7 @@ from kubernetes.utils import parse_quantity
 
 from toolwise.pod_security import USER
 from toolwise.profile import KubeflowSettings, Profile
+from toolwise.serving.settings import KEY_VARIABLE
 from toolwise.steps import RUN_VARIABLE
 from toolwise.tools.sandbox import SANDBOX_VARIABLE
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
@@ -52,6 +53,16 @@ class Placement:
         # A pod may be evicted, and an endpoint be away for a while.
         if retried:
             _retry(task)
+        return task
+
+    def deploying(self, task: PipelineTask) -> PipelineTask:
+        """The deployment, which asks the endpoint with a key where that wants one."""
+        # What fails has been tried for long, and the endpoint before it is back.
+        self.light(task, cached=False, retried=False)
+        kubeflow = self._profile.kubeflow
+        keys = {key: key for key in endpoint_keys(self._profile)}
+        if kubeflow is not None and keys:
+            kubernetes.use_secret_as_env(task, kubeflow.secret, keys)
         return task
 
     def heavy(self, task: PipelineTask) -> PipelineTask:
@@ -144,6 +155,11 @@ def secret_keys(profile: Profile) -> tuple[str, ...]:
     judge_keys = {judge.api_key_env for judge in judges if judge is not None}
     search_keys = profile.search.keys if profile.search else ()
     return (*_STORAGE_KEYS, *search_keys, *sorted(judge_keys))
+
+
+def endpoint_keys(profile: Profile) -> tuple[str, ...]:
+    """The keys that the deployment alone takes from the secret of `profile`."""
+    return (KEY_VARIABLE,) if profile.serve.keys else ()
 
 
 def _limit(task: PipelineTask, cpu: str, memory: str) -> None:

@@ -36,6 +36,10 @@ ENDPOINT = "The endpoint"
 ProfileOption = Annotated[
     str, typer.Option(help="Profile by name (see pipelines/profiles) or path of a YAML file.")
 ]
+RegistryOption = Annotated[
+    str | None,
+    typer.Option(help="Registry that Toolwise's images are pulled from; as the profile has it."),
+]
 SeedOption = Annotated[
     int | None, typer.Option(min=0, max=2**31 - 1, help="Seed; the profile's own by default.")
 ]
@@ -127,15 +131,22 @@ def compile_(
     output: Annotated[
         Path | None, typer.Option(help="File to write; build/metis-<profile>.yaml by default.")
     ] = None,
+    registry: RegistryOption = None,
 ) -> None:
     """Compile the pipeline to Kubeflow's IR YAML."""
     from pipelines.metis import compile_pipeline
-    from toolwise.profile import load_profile
 
-    settings = load_profile(profile)
+    settings = _profile(profile, registry)
     path = output or Path("build") / f"metis-{settings.name}.yaml"
     compile_pipeline(settings, path)
     stdout.print(f"Wrote {path}", soft_wrap=True)
+
+
+def _profile(name: str, registry: str | None) -> Profile:
+    from toolwise.profile import load_profile
+
+    settings = load_profile(name)
+    return settings if registry is None else settings.at_registry(registry)
 
 
 @app.command(rich_help_panel=RUN)
@@ -170,6 +181,7 @@ def submit(
     skip_preflight: Annotated[
         bool, typer.Option("--skip-preflight", help="Do not check the cluster first.")
     ] = False,
+    registry: RegistryOption = None,
 ) -> None:
     """Submit the pipeline to a Kubeflow Pipelines server, and follow the run.
 
@@ -180,8 +192,8 @@ def submit(
     from pipelines.submit import kubeflow_of, open_server, submit_pipeline
     from toolwise.profile import load_profile
 
-    settings = load_profile(profile)
-    kubeflow_of(settings)
+    kubeflow_of(load_profile(profile))
+    settings = _profile(profile, registry)
     _estimate(settings)
     if dry_run:
         path = Path("build") / f"metis-{settings.name}.yaml"
@@ -231,13 +243,13 @@ def _follow(profile: Profile, run_id: str, api: PipelinesApi) -> None:
 
 
 @app.command(rich_help_panel=RUN)
-def preflight(profile: ProfileOption = "qwen3-vl-8b") -> None:
+def preflight(profile: ProfileOption = "qwen3-vl-8b", registry: RegistryOption = None) -> None:
     """Check that the cluster has what a profile needs, and say how to mend what it lacks."""
     from pipelines.submit import kubeflow_of
     from toolwise.profile import load_profile
 
-    settings = load_profile(profile)
-    kubeflow_of(settings)
+    kubeflow_of(load_profile(profile))
+    settings = _profile(profile, registry)
     if not _preflight(settings):
         raise typer.Exit(1)
 

@@ -23,6 +23,9 @@ from toolwise.tools.search.settings import SearchSettings
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.settings import HdpoSettings, SftSettings
 
+REGISTRY = "ghcr.io/toolwise"
+"""Where Toolwise's images are pulled from, unless a run names another registry."""
+
 
 class DataSettings(BaseModel):
     """Where the data comes from: made on the spot, or published. Exactly one is given."""
@@ -83,7 +86,8 @@ class KubeflowSettings(BaseModel):
             of the `TrainJob`s and vLLM servers they start.
         secret: Kubernetes secret with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
             `AWS_ENDPOINT_URL_S3`, with `SERPER_API_KEY` where `search` asks Serper, and with the
-            key that `judge` names; `HF_TOKEN` is used where it is there.
+            key that `judge` names; `HF_TOKEN` is used where it is there. With `serve.keys`, also
+            with `TOOLWISE_API_KEY`: one of those keys, to try the endpoint with.
         exchange: `s3://…` prefix through which a training step hands its inputs to the `TrainJob`
             it starts and gets the checkpoint back; without one it trains in its own pod.
         vllm_image: image of the vLLM server beside the trainer, where `hardware` asks for one.
@@ -189,6 +193,32 @@ class Profile(BaseModel):
             changed[name] = step.model_copy(update=own)
         return self.model_copy(update=changed)
 
+    def at_registry(self, registry: str) -> Profile:
+        """The profile with Toolwise's images pulled from another registry.
+
+        Raises:
+            InputError: it has no image of `REGISTRY`.
+        """
+
+        def moved(settings: Any, *names: str) -> dict[str, str]:
+            images = {name: getattr(settings, name) or "" for name in names}
+            return {
+                name: f"{registry.rstrip('/')}/{image.removeprefix(f'{REGISTRY}/')}"
+                for name, image in images.items()
+                if image.startswith(f"{REGISTRY}/")
+            }
+
+        kubeflow = self.kubeflow
+        update: dict[str, Any] = moved(kubeflow, *_IMAGES) if kubeflow else {}
+        if kubeflow and kubeflow.serving:
+            update["serving"] = kubeflow.serving.model_copy(update=moved(kubeflow.serving, "image"))
+        if kubeflow is None or update in ({}, {"serving": kubeflow.serving}):
+            raise InputError(
+                f"profile {self.name!r} has no image of {REGISTRY} for {registry} to stand in for; "
+                "name its images in its section `kubeflow`, or leave the registry out"
+            )
+        return self.model_copy(update={"kubeflow": kubeflow.model_copy(update=update)})
+
     def section_of(self, step: str) -> BaseModel:
         """The settings of a step, by its name (`train-sft`)."""
         return self.deployment if step == "deploy" else getattr(self, _SECTIONS[step])
@@ -197,11 +227,16 @@ class Profile(BaseModel):
     def deployment(self) -> DeploymentSettings:
         """What is served, and where."""
         cluster = self.kubeflow.serving if self.kubeflow else None
-        if cluster and self.kubeflow and cluster.sandbox is None:
-            cluster = cluster.model_copy(update={"sandbox": self.kubeflow.sandbox})
+        if cluster and self.kubeflow:
+            shared = {
+                "sandbox": cluster.sandbox or self.kubeflow.sandbox,
+                "tracking_uri": cluster.tracking_uri or self.kubeflow.tracking_uri,
+            }
+            cluster = cluster.model_copy(update=shared)
         return DeploymentSettings(serve=self.serve, cluster=cluster)
 
 
+_IMAGES = ("image", "operator_image", "vllm_image")
 _SECTIONS = {
     "prepare-data": "data",
     "base-model": "base",

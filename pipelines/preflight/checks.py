@@ -11,20 +11,32 @@ from urllib.parse import urlsplit
 
 from kubernetes.utils import parse_quantity
 
-from pipelines.placement import secret_keys
+from pipelines.placement import endpoint_keys, secret_keys
 from pipelines.preflight.buckets import look_up_bucket
 from pipelines.preflight.cluster import Cluster, Forbidden
 from pipelines.preflight.finding import Finding
 from pipelines.preflight.images import Login, logins_of, look_up
 from pipelines.submission.server import NAMESPACE as KUBEFLOW
-from toolwise.profile import KubeflowSettings, Profile
+from toolwise.profile import REGISTRY, KubeflowSettings, Profile
 from toolwise.training.launcher.trainjob import GROUP, RUNTIME, VERSION
 
 KSERVE = "serving.kserve.io"
 SERVING_RUNTIME = "kserve-huggingfaceserver"
 """The runtime that `toolwise.serving.inference_service` asks for."""
 
-HELM = "helm upgrade --install toolwise charts/toolwise --namespace {namespace} --create-namespace"
+KSERVE_FLAGS = (
+    "kserve.controller.deploymentMode=Standard",
+    "kserve.controller.gateway.domain=example.com",
+    "kserve.controller.gateway.ingressGateway.enableGatewayApi=true",
+    "kserve.controller.gateway.ingressGateway.kserveGateway=istio-system/kserve-ingress-gateway",
+    "kserve.controller.gateway.ingressGateway.className=istio",
+)
+"""How k8s/PREREQUISITES.md installs it."""
+
+HELM = (
+    "helm upgrade --install toolwise charts/toolwise --namespace {namespace} --create-namespace "
+    "-f charts/toolwise/values-gpu.yaml"
+)
 OVERLAY = "kubectl apply -k k8s/overlays/gpu"
 
 _TRAINER_RIGHTS = (
@@ -33,8 +45,9 @@ _TRAINER_RIGHTS = (
     ("get", "", "pods/log"),
 )
 _SERVER_RIGHTS = (("create", "apps", "deployments"), ("create", "", "services"))
-_SERVING_RIGHTS = tuple(
-    (verb, KSERVE, "inferenceservices") for verb in ("get", "create", "patch", "delete")
+_SERVING_RIGHTS = (
+    *((verb, KSERVE, "inferenceservices") for verb in ("get", "create", "patch", "delete")),
+    ("get", "apps", "deployments"),
 )
 
 
@@ -104,8 +117,14 @@ class Checks:
                 yield self._object(
                     f"{what}: service {name}",
                     f"/api/v1/namespaces/{namespace}/services/{name}",
-                    HELM.format(namespace=namespace),
+                    self._chart(namespace),
                 )
+
+    def _chart(self, namespace: str) -> str:
+        """The command that installs the chart, its images from where the profile's come."""
+        registry = self.kubeflow.image.rpartition("/")[0]
+        option = f" --set image.registry={registry}" if registry != REGISTRY else ""
+        return HELM.format(namespace=namespace) + option
 
     def trainer(self) -> Iterator[Finding]:
         """Kubeflow Trainer, the training runtime, and the volumes that this mounts."""
@@ -150,7 +169,8 @@ class Checks:
             f"{KSERVE}/v1beta1",
             "inferenceservices",
             f"helm install kserve-crd oci://ghcr.io/kserve/charts/kserve-crd {install} && "
-            f"helm install kserve oci://ghcr.io/kserve/charts/kserve-resources {install}",
+            f"helm install kserve oci://ghcr.io/kserve/charts/kserve-resources {install} "
+            + " ".join(f"--set {flag}" for flag in KSERVE_FLAGS),
         )
         runtimes = f"/apis/{KSERVE}/v1alpha1"
         namespace = self.kubeflow.serving.namespace
@@ -161,14 +181,18 @@ class Checks:
 
     def secrets(self) -> Iterator[Finding]:
         """The secrets that pods take their environment from, and their keys."""
-        yield self._secret(self.namespace, self.kubeflow.secret, secret_keys(self.profile))
+        taken = (*secret_keys(self.profile), *endpoint_keys(self.profile))
+        yield self._secret(self.namespace, self.kubeflow.secret, taken)
         serving = self.kubeflow.serving
         if serving is not None:
             keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
             if (serving.namespace, serving.secret) != (self.namespace, self.kubeflow.secret):
                 yield self._secret(serving.namespace, serving.secret, keys)
             if serving.keys_secret:
-                yield self._secret(serving.namespace, serving.keys_secret, ())
+                file = self.profile.serve.keys
+                yield self._secret(
+                    serving.namespace, serving.keys_secret, (file.name,) if file else ()
+                )
         if self.kubeflow.image_pull_secret:
             name = self.kubeflow.image_pull_secret
             made = (
@@ -207,7 +231,7 @@ class Checks:
                 yield self._object(
                     f"service account {name} in {namespace}",
                     f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}",
-                    HELM.format(namespace=namespace),
+                    self._chart(namespace),
                 )
         if steps is None:
             return
@@ -225,7 +249,7 @@ class Checks:
         ]
         what = f"rights of {steps}"
         if lacking:
-            mend = HELM.format(namespace=self.namespace)
+            mend = self._chart(self.namespace)
             yield Finding(what, "missing", f"may not {', '.join(lacking)}", mend)
         elif rights:
             yield Finding(what, "there", f"{len(rights)} rights")

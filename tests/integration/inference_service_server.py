@@ -1,5 +1,7 @@
 """A local HTTP server that speaks Kubernetes' API for InferenceServices, for tests.
 
+Of the Deployments behind them it shows what a test puts in `deployments`; none by default.
+
 Server-side apply is Kubernetes' own: fields are owned by managers, a field that another manager
 owns with another value is a conflict (409), and a field that its manager applies no longer goes
 away. Lists are owned whole, as those of KServe's schema are.
@@ -23,6 +25,7 @@ import yaml
 PATH = re.compile(
     r"/apis/serving\.kserve\.io/v1beta1/namespaces/(?P<space>[\w-]+)/inferenceservices/(?P<name>.+)"
 )
+DEPLOYMENT = re.compile(r"/apis/apps/v1/namespaces/[\w-]+/deployments/(?P<name>.+)")
 Object = dict[str, Any]
 Field = tuple[str, ...]
 
@@ -44,9 +47,11 @@ class InferenceServiceServer:
         self.reconcile = reconcile
         self.namespaces = namespaces
         self.objects: dict[str, Object] = {}
+        self.deployments: dict[str, Object] = {}
         self.applied: list[Object] = []
         self.requests: list[tuple[str, str]] = []
         self.failing: list[int] = []
+        self.forbidden = ""
         self.answering = threading.Event()
         self.answering.set()
         self._owners: dict[str, dict[str, dict[Field, Any]]] = {}
@@ -139,6 +144,11 @@ class InferenceServiceServer:
         if headers["Authorization"] != "Bearer secret":
             return _status(401, "Unauthorized", "Unauthorized")
         split = urlsplit(path)
+        if self.forbidden and self.forbidden in split.path:
+            return _status(403, "Forbidden", f"{self.forbidden} is forbidden")
+        if deployment := DEPLOYMENT.fullmatch(split.path):
+            found = self.deployments.get(deployment["name"])
+            return (200, found) if found else _status(404, "NotFound", "deployment not found")
         place = PATH.fullmatch(split.path)
         if place is None or place["space"] not in self.namespaces:
             return _status(404, "NotFound", f'namespaces "{place and place["space"]}" not found')

@@ -188,6 +188,110 @@ def test_one_that_is_never_ready_is_told_with_the_reason_and_the_one_before_is_b
     assert cluster.applied[-1] == manifest(1)
 
 
+class Standard:
+    """KServe and Kubernetes in Standard mode: rolling updates that the old pods keep Ready.
+
+    Args:
+        cluster: where.
+        broken: weights whose pods never come up.
+    """
+
+    def __init__(self, cluster: InferenceServiceServer, broken: str = "") -> None:
+        self.all, self.broken = cluster.deployments, broken
+        self.takes_up = True
+
+    def __call__(self, found: Object, reads: int) -> None:
+        if reads and self.takes_up:
+            for part in ("predictor", "transformer"):
+                self._reconcile(f"metis-{part}", found["spec"][part])
+        available = [one["status"].get("availableReplicas") for one in self.all.values()]
+        if available and all(available):
+            url = "http://metis.agents.example.com/"
+            found["status"] = {"conditions": [condition("Ready", "True")], "url": url}
+
+    def _reconcile(self, name: str, spec: Object) -> None:
+        pod = {key: value for key, value in spec.items() if key != "maxReplicas"}
+        before = self.all.get(name)
+        if before is None or before["spec"]["template"] != pod:
+            generation = before["metadata"]["generation"] + 1 if before else 1
+            self.all[name] = {
+                "metadata": {"generation": generation},
+                "spec": {"replicas": 1, "template": pod},
+                "status": {**(before or {}).get("status", {}), "conditions": []},
+            }
+            return
+        status, had = before["status"], before["status"].get("replicas", 0)
+        if status.get("observedGeneration") != before["metadata"]["generation"]:
+            status |= {"observedGeneration": before["metadata"]["generation"], "updatedReplicas": 1}
+            status |= {"replicas": had + 1, "availableReplicas": had}
+        elif pod.get("model", {}).get("storageUri") != self.broken:
+            status |= {"replicas": 1, "availableReplicas": 1}
+        else:
+            slow = condition("Progressing", "False", "ProgressDeadlineExceeded", "no progress")
+            status["conditions"] = [condition("Available", "True"), slow]
+
+
+def test_in_standard_mode_it_is_tried_once_every_pod_is_a_new_one(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    cluster.reconcile = Standard(cluster)
+    deploy(services, 1)
+    told: list[str] = []
+
+    def attempt(endpoint: Endpoint) -> None:
+        status = cluster.deployments["metis-predictor"]["status"]
+        assert (status["replicas"], status["observedGeneration"]) == (1, 2)
+
+    deploy(services, 2, attempt, told=told.append)
+    assert told == [
+        "KServe has not taken up the change yet",
+        "predictor: Kubernetes has not taken up the change yet",
+        "predictor: 0 of 1 new pods available, 1 old ones still there",
+    ]
+
+
+def test_in_standard_mode_new_pods_that_never_come_up_are_undone_though_the_service_is_ready(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    cluster.reconcile = Standard(cluster, broken="s3://models/metis/2")
+    deploy(services, 1)
+    tried: list[Endpoint] = []
+    with pytest.raises(BackendError) as caught:
+        deploy(services, 2, tried.append, ready_seconds=90)
+    assert tried == []
+    assert (
+        "not ready within 90 s: predictor: 0 of 1 new pods available, 1 old ones still there"
+        in (str(caught.value))
+    )
+    assert "(ProgressDeadlineExceeded: no progress)" in str(caught.value)
+    assert "The previous revision is back and ready." in str(caught.value)
+    assert weights(cluster) == "s3://models/metis/1"
+
+
+def test_in_standard_mode_new_weights_that_kserve_never_takes_up_are_never_believed(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    kserve = cluster.reconcile = Standard(cluster)
+    deploy(services, 1)
+    kserve.takes_up = False
+    with pytest.raises(BackendError, match="KServe has not taken up the change yet\nThe previous"):
+        deploy(services, 2, ready_seconds=90)
+    # Another number of replicas makes no new pods.
+    more = CLUSTER.model_copy(update={"replicas": (1, 3)})
+    scaled = inference_service(SERVING, more, "s3://models/metis/1", None)
+    assert deploy_on_cluster(scaled, services, works, ready_seconds=90).model == "metis"
+
+
+def test_an_account_that_may_not_see_deployments_changes_nothing(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    deploy(services, 1)
+    cluster.forbidden = "deployments"
+    with pytest.raises(BackendError, match=r"refused \(403\): deployments is forbidden"):
+        deploy(services, 2)
+    assert weights(cluster) == "s3://models/metis/1"
+
+
 def test_one_that_kserve_refuses_is_not_waited_for(
     cluster: InferenceServiceServer, services: InferenceServices
 ) -> None:

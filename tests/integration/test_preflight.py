@@ -2,20 +2,26 @@
 
 import io
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import helm_python as helm
 import pytest
+import yaml
 from cluster_server import ClusterServer, World
 from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines.preflight import Finding, Unreachable, check, print_findings
+from pipelines.preflight.checks import HELM
 from pipelines.preflight.images import Image, Login, logins_of, look_up
 from toolwise.cli import app
 from toolwise.profile import Profile, load_profile
 
+ROOT = Path(__file__).parents[2]
 STORAGE = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
 TRAINER = "trainer.kubeflow.org/v1alpha1"
 KSERVE = "serving.kserve.io/v1beta1"
@@ -138,7 +144,9 @@ def without(path: str) -> Change:
         (
             without(f"{SPACE}/services/toolwise-mlflow"),
             "MLflow: service toolwise-mlflow",
-            "helm upgrade --install toolwise charts/toolwise --namespace toolwise",
+            "helm upgrade --install toolwise charts/toolwise --namespace toolwise "
+            "--create-namespace -f charts/toolwise/values-gpu.yaml "
+            "--set image.registry={address}/toolwise",
         ),
         (
             without(f"{SPACE}/secrets/toolwise-storage"),
@@ -190,6 +198,25 @@ def test_each_missing_thing_is_named_with_the_command_that_mends_it(
     assert mend.format(address=server.address) in found[named]
 
 
+def test_the_chart_installs_as_the_command_says():
+    words = shlex.split(HELM.format(namespace="toolwise"))
+    chart, values = ROOT / words[4], ROOT / words[words.index("-f") + 1]
+    given = yaml.safe_load(values.read_text())
+    assert helm.Chart.load(chart).render(given, name=words[3], namespace="toolwise")
+    with pytest.raises(helm.HelmError, match="runtimeClassName"):
+        helm.Chart.load(chart).render({}, name=words[3], namespace="toolwise")
+
+
+def test_kserve_is_installed_as_the_prerequisites_do(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    server.world.resources.pop(KSERVE)
+    command = lacking(check(profile_at(server)))["KServe (InferenceService)"]
+    page = (ROOT / "k8s/PREREQUISITES.md").read_text()
+    section = page.partition("\n## KServe\n")[2].partition("\n## ")[0]
+    flags = [re.findall(r"--set (\S+)", text) for text in (command, section)]
+    assert flags[0] == flags[1] != []
+
+
 def test_rights_that_lack_are_named(server: ClusterServer):
     server.world.__dict__.update(everything(server.address).__dict__)
     server.world.rights = {
@@ -207,7 +234,21 @@ def test_rights_that_lack_are_named(server: ClusterServer):
     findings = check(profile_at(server))
     assert list(lacking(findings)) == ["rights of toolwise-pipeline"]
     why = next(one.why for one in findings if one.verdict == "missing")
-    assert why == "may not delete trainjobs, delete inferenceservices"
+    assert why == "may not delete trainjobs, delete inferenceservices, get deployments"
+
+
+def test_an_endpoint_with_keys_needs_their_file_and_one_of_them(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    content = profile_at(server).model_dump(mode="json")
+    content["serve"]["keys"] = "/etc/toolwise/keys.yaml"
+    content["kubeflow"]["serving"]["keys_secret"] = "toolwise-keys"
+    server.world.add_secret("toolwise", "toolwise-keys", other="- name: shop")
+    profile = Profile.model_validate(content)
+    found = {one.what: one.why for one in check(profile) if one.verdict == "missing"}
+    assert found == {
+        "secret toolwise-storage in toolwise": "lacks TOOLWISE_API_KEY",
+        "secret toolwise-keys in toolwise": "lacks keys.yaml",
+    }
 
 
 def test_what_cannot_be_told_is_no_failure(server: ClusterServer):

@@ -8,6 +8,7 @@ import pytest
 
 from tests.manifests.schemas import schema_faults
 from toolwise.errors import InputError
+from toolwise.profile import Profile, load_profile
 from toolwise.serving.inference_service import ClusterSettings, inference_service
 from toolwise.serving.server import _parser, _settings, _source
 from toolwise.serving.settings import ServingSettings
@@ -56,3 +57,17 @@ def test_the_agents_flags_are_the_servers_with_those_kserve_adds(manifest: dict[
 def test_a_model_kserve_cannot_fetch_is_refused(uri: str) -> None:
     with pytest.raises(InputError, match="publish the checkpoint"):
         inference_service(SERVING, CLUSTER, uri, None)
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.05, ["http://mlflow:5000"]), (0.0, [])])
+def test_the_agent_is_told_of_the_profiles_mlflow_where_it_traces(
+    share: float, told: list[str]
+) -> None:
+    content = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    content["serve"]["trace_share"] = share
+    content["kubeflow"]["tracking_uri"] = "http://mlflow:5000"
+    deployed = Profile.model_validate(content).deployment
+    assert deployed.cluster is not None
+    made = inference_service(deployed.serve, deployed.cluster, "s3://models/metis/3", None)
+    [container] = made["spec"]["transformer"]["containers"]
+    assert [v["value"] for v in container["env"] if v["name"] == "MLFLOW_TRACKING_URI"] == told

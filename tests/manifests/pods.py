@@ -62,6 +62,9 @@ class Pod(NamedTuple):
     def ports(self) -> dict[str | int, Document]:
         """Ports of the containers, by number and by name."""
         ports: dict[str | int, Document] = {}
+        if "model" in self.spec:
+            # The container is the ServingRuntime's, and KServe's servers listen there.
+            ports[8080] = {"containerPort": 8080}
         for container in self.containers:
             for port in container.get("ports", ()):
                 ports[port["containerPort"]] = port

@@ -203,7 +203,7 @@ def test_steps_get_in_from_the_releases_namespace_and_from_those_that_are_named(
     named = {"networkPolicy": {"clientNamespaces": ["team-a", "team-b"]}}
     documents = render(merged(values("values-gpu"), named))
     step = {"pipelines.kubeflow.org/v2_component": "true"}
-    for part in ("mlflow", "sandbox", "searxng", "endpoints"):
+    for part in ("mlflow", "sandbox", "searxng", "agent"):
         policy = the("NetworkPolicy", f"toolwise-{part}", documents)["spec"]
         [rule] = policy["ingress"]
         others = {
@@ -216,6 +216,42 @@ def test_steps_get_in_from_the_releases_namespace_and_from_those_that_are_named(
         assert "kubeflow" not in others, part
         here = [peer["podSelector"] for peer in rule["from"] if "namespaceSelector" not in peer]
         assert any(selects(selector, step) for selector in here), part
+
+
+def test_a_model_is_reached_by_agents_alone_and_an_agent_by_the_gateway_too() -> None:
+    documents = render(merged(values("values-gpu"), AGENT))
+    found = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
+    service = {"serving.kserve.io/inferenceservice": "metis"}
+    agent, model = ({**service, "component": part} for part in ("transformer", "predictor"))
+    step = {"pipelines.kubeflow.org/v2_component": "true"}
+
+    def peers(pod: dict[str, str]) -> list[Document]:
+        return [
+            peer
+            for policy in found
+            if selects(policy["podSelector"], pod)
+            for rule in policy.get("ingress", ())
+            for peer in rule["from"]
+        ]
+
+    def let_in(pod: dict[str, str], other: dict[str, str]) -> bool:
+        return any(
+            selects(peer["podSelector"], other) for peer in peers(pod) if "podSelector" in peer
+        )
+
+    def spaces(pod: dict[str, str]) -> set[str]:
+        return {
+            peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+            for peer in peers(pod)
+            if "namespaceSelector" in peer
+        }
+
+    assert let_in(model, agent)
+    assert not let_in(model, model)
+    assert not let_in(model, step)
+    assert spaces(model) == set()
+    assert let_in(agent, step)
+    assert {"istio-system", "monitoring"} <= spaces(agent)
 
 
 def test_the_sandbox_reaches_nothing_and_every_other_pod_only_what_is_named(
@@ -294,7 +330,7 @@ def test_the_pipelines_account_has_exactly_the_rights_its_code_uses(small: list[
     serving = {
         ("serving.kserve.io", "inferenceservices", verb)
         for verb in ("get", "create", "patch", "delete")
-    }
+    } | {("apps", "deployments", "get")}
     kubeflow = {("argoproj.io", "workflowtaskresults", verb) for verb in ("create", "patch")}
     kubeflow |= {("", "configmaps", "get"), ("", "secrets", "get")}
     assert granted == training | serving | kubeflow
@@ -333,6 +369,21 @@ def test_the_agent_is_the_one_the_pipeline_deploys() -> None:
     assert options == serving.model_copy(update=expected)
     [sandbox] = [v["value"] for v in container["env"] if v["name"] == SANDBOX_VARIABLE]
     assert sandbox == "http://toolwise-sandbox:8080"
+
+
+def test_the_agent_asks_for_keys_and_traces_where_it_is_told_to() -> None:
+    more = {"agent": {"keysSecret": "keys", "traceShare": 0.05}}
+    documents = render(merged(values("values-small"), AGENT, more))
+    assert check(documents, {*OUTSIDE, "Secret/keys"}) == []
+    transformer = the("InferenceService", "assistant", documents)["spec"]["transformer"]
+    [container] = transformer["containers"]
+    added = ["--model_name=assistant", "--predictor_host=assistant-predictor", "--http_port=8080"]
+    options = _settings(_parser().parse_args([*container["args"], *added]))
+    assert options.trace_share == 0.05
+    assert options.keys is not None
+    [mount] = [m for m in container["volumeMounts"] if m["mountPath"] == str(options.keys.parent)]
+    [volume] = [v for v in transformer["volumes"] if v["name"] == mount["name"]]
+    assert volume["secret"]["secretName"] == "keys"
 
 
 def test_the_dashboard_asks_for_metrics_the_agent_exports() -> None:

@@ -11,6 +11,7 @@ from kubernetes import client as k8s
 from kubernetes.utils.quantity import parse_quantity
 
 from tests.manifests import kustomize
+from tests.manifests.__main__ import unchecked
 from tests.manifests.kustomize import K8S, KUBECTL, OVERLAYS, Refused, faults, written
 from tests.manifests.manifests import Document, check, read
 from toolwise.pod_security import USER
@@ -239,3 +240,14 @@ def test_the_examples_make_the_secret_that_profiles_name_with_all_its_keys(examp
     account = "ServiceAccount/toolwise-models"
     assert check([asking, runtime_here, *documents], [account]) == []
     assert any(SECRET in fault for fault in check([asking, runtime_here], [account]))
+
+
+def test_what_lint_leaves_out_without_kubectl_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kustomize, "KUBECTL", "/usr/bin/kubectl")
+    assert unchecked() == ""
+    monkeypatch.setattr(kustomize, "KUBECTL", None)
+    said = unchecked()
+    assert said.startswith("NOT CHECKED: k8s/overlays/kind, k8s/overlays/gpu: kubectl")
+    assert "\n" not in said

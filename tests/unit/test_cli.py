@@ -66,6 +66,15 @@ def test_compile_writes_where_it_says(tmp_path: Path):
     assert f"Wrote {target}" in result.output
 
 
+def test_compile_names_images_at_the_registry_that_is_given(tmp_path: Path):
+    target = tmp_path / "pipeline.yaml"
+    options = ("--output", str(target), "--registry", "registry.example.com/toolwise")
+    assert toolwise("compile", "--profile", "qwen3-vl-2b", *options).exit_code == 0
+    text = target.read_text()
+    assert "image: registry.example.com/toolwise/trainer:" in text
+    assert "ghcr.io/toolwise" not in text
+
+
 @pytest.mark.parametrize("seed", ["-1", "2147483648", "one"])
 def test_a_seed_out_of_range_is_refused(seed: str):
     result = toolwise("run", "--seed", seed)

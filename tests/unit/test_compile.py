@@ -19,9 +19,11 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.metis import LABELS, STEPS, compile_pipeline, step_names
 from toolwise.profile import Profile, load_profile, profile_names
+from toolwise.serving.settings import KEY_VARIABLE
 from toolwise.toleration import Toleration
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
+ROOT = Path(__file__).parents[2]
 CLUSTER_PROFILES = [name for name in profile_names() if load_profile(name).kubeflow is not None]
 LIGHT = ("prepare-data", "base-model", "gather", "promote", "deploy", "report", "finish")
 """On a cluster, whose profiles fetch the base model."""
@@ -247,6 +249,26 @@ def test_secrets_come_from_a_secret_and_stand_nowhere_in_what_is_compiled(
         assert not [one for one in parameters if "key" in one.lower() or "token" in one.lower()]
 
 
+def test_only_the_deployment_has_the_key_of_an_endpoint_that_wants_one(tmp_path: Path, compiled):
+    profile = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    profile["serve"]["keys"] = "/etc/toolwise/keys.yaml"
+    profile["kubeflow"]["serving"]["keys_secret"] = "toolwise-keys"
+    compile_pipeline(Profile.model_validate(profile), tmp_path / "keyed.yaml")
+    keyed = pods(list(yaml.load_all((tmp_path / "keyed.yaml").read_text(), yaml.CSafeLoader)))
+
+    def holders(found: dict[str, dict[str, Any]]) -> dict[str, bool]:
+        return {
+            task: given["optional"]
+            for task, pod in found.items()
+            for given in pod["secretAsEnv"]
+            for key in given["keyToEnv"]
+            if key["envVar"] == KEY_VARIABLE
+        }
+
+    assert holders(keyed) == {"deploy": False}
+    assert holders(pods(compiled("qwen3-vl-8b"))) == {}
+
+
 def test_training_steps_are_told_of_the_cluster_and_leave_its_gpus_to_their_trainjob(compiled):
     for name in ("train-sft", "train-hdpo"):
         container = executors(compiled("qwen3-vl-8b")[0])[name]
@@ -314,6 +336,20 @@ def test_a_step_in_which_a_model_answers_has_a_gpu_per_process(
         # Each GPU of eight comes with an eighth of 32 cores.
         cores = resources["resourceCpuLimit"]
         assert cores == ("32" if expected == "8" else f"{4000 * int(expected)}m")
+
+
+@pytest.mark.parametrize("name", CLUSTER_PROFILES)
+def test_steps_with_gpus_run_on_the_tainted_nodes_that_the_overlay_is_for(name: str, compiled):
+    overlay = yaml.safe_load((ROOT / "k8s/overlays/gpu/serving-nodes.yaml").read_text())
+    documents = compiled(name)
+    found = pods(documents)
+    for task, container in executors(documents[0]).items():
+        if "accelerator" in container["resources"]:
+            assert found[task]["tolerations"] == overlay["spec"]["tolerations"], task
+        elif CLUSTER_VARIABLE in variables(container):
+            told = Cluster.model_validate_json(variables(container)[CLUSTER_VARIABLE])
+            given = [one.model_dump(exclude_none=True) for one in told.tolerations]
+            assert given == overlay["spec"]["tolerations"], task
 
 
 @pytest.mark.parametrize("name", CLUSTER_PROFILES)

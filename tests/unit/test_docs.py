@@ -83,6 +83,19 @@ def test_pages_name_what_they_are_about() -> None:
     assert "submit" in named(page, COMMAND)
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/kubernetes.md"], ids=str)
+def test_images_are_pulled_from_where_they_are_pushed(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = ("make images", "helm install toolwise .*values-gpu", "make submit-pipeline")
+    for command in commands:
+        [line] = re.findall(rf"^{command}.*$", text, re.MULTILINE)
+        assert re.search(r"(REGISTRY|image\.registry)=registry\.example\.com/toolwise\b", line), (
+            line
+        )
+        if command.startswith("helm"):
+            assert "--create-namespace" in line
+
+
 def test_prerequisites_are_pinned_to_the_packages_that_talk_to_them() -> None:
     pins = dict(
         line.split("==")

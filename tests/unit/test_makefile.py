@@ -53,6 +53,12 @@ def test_profile_and_seed_reach_the_run():
     assert "--seed" not in make("-n", "demo").stdout
 
 
+def test_a_registry_reaches_the_submission_where_one_is_named():
+    named = make("-n", "submit-pipeline", "REGISTRY=registry.example.com/toolwise").stdout
+    assert "--registry registry.example.com/toolwise" in named
+    assert "--registry" not in make("-n", "submit-pipeline").stdout
+
+
 def test_where_bubblewrap_is_missing_and_may_not_be_installed_the_command_is_named(tmp_path: Path):
     for tool in ("bash", "sh"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or "")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from toolwise.errors import InputError
-from toolwise.profile import load_profile, profile_names
+from toolwise.profile import REGISTRY, Profile, load_profile, profile_names
 
 SECTIONS = {
     "name": "mine",
@@ -120,3 +120,23 @@ def test_broken_yaml_is_refused_with_its_place(tmp_path: Path):
     path.write_text("name: [unclosed\n")
     with pytest.raises(InputError, match=r"p\.yaml: not valid YAML.*(.|\n)*line"):
         load_profile(str(path))
+
+
+def test_a_registry_stands_in_for_that_of_toolwises_own_images_alone():
+    content = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    content["kubeflow"]["vllm_image"] = "vllm/vllm-openai:v1"
+    profile = Profile.model_validate(content)
+    moved = profile.at_registry("registry.example.com/toolwise/")
+    kubeflow = moved.kubeflow
+    assert kubeflow is not None
+    assert kubeflow.serving is not None
+    assert (kubeflow.image, kubeflow.operator_image, kubeflow.vllm_image) == (
+        "registry.example.com/toolwise/trainer:0.1.0",
+        "registry.example.com/toolwise/operator:0.1.0",
+        "vllm/vllm-openai:v1",
+    )
+    assert kubeflow.serving.image == "registry.example.com/toolwise/agent:0.1.0"
+    assert profile.at_registry(REGISTRY) == profile
+    for other in (moved, load_profile("demo")):
+        with pytest.raises(InputError, match=r"has no image of ghcr\.io"):
+            other.at_registry("elsewhere.example.com")

@@ -23,6 +23,8 @@ class ClusterSettings(BaseModel):
             `SERPER_API_KEY` where the agent's search asks Serper.
         sandbox: server that runs the model's code (`toolwise.tools.server`); by default the
             profile's, and without one the agent's own pod.
+        tracking_uri: MLflow server that takes traces of requests, where `serve.trace_share` sends
+            any; by default the profile's.
         keys_secret: Kubernetes secret with the file of API keys that `serve.keys` names.
         ready_seconds: how long the service may take to become ready.
     """
@@ -40,6 +42,7 @@ class ClusterSettings(BaseModel):
     replicas: tuple[int, int] = (1, 1)
     secret: str = "toolwise-storage"
     sandbox: str | None = Field(default=None, pattern=r"^https?://[^/]")
+    tracking_uri: str | None = None
     keys_secret: str | None = None
     ready_seconds: int = Field(default=1800, ge=1)
 

@@ -21,15 +21,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from toolwise.agent import user_message
 from toolwise.data import Task, data_uri, grade
 from toolwise.errors import BackendError, InputError, ToolwiseError
-from toolwise.serving.settings import ServingSettings
+from toolwise.serving.settings import KEY_VARIABLE, ServingSettings
 from toolwise.storage import atomic_file
 
 LOG = "server.log"
 PROCESS = "server.json"
 REVISION = "deployed.json"
 """File with what answered when it was tried, and is served again where the next one does not."""
-KEY_VARIABLE = "TOOLWISE_API_KEY"
-"""Environment variable with the API key, for an endpoint that asks for one."""
 
 _READY_SECONDS = 180.0
 _POLL_SECONDS = 0.2

@@ -104,6 +104,8 @@ def _agent(
         keys += _S3_KEYS if corpus_uri.startswith("s3://") else ()
     # The corpus and its index are kept under HOME, and the image cannot be written to.
     plain = {"HOME": "/tmp"} | ({SANDBOX_VARIABLE: cluster.sandbox} if cluster.sandbox else {})
+    if serving.trace_share and cluster.tracking_uri:
+        plain["MLFLOW_TRACKING_URI"] = cluster.tracking_uri
     volumes, mounts = _keys_file(serving, cluster)
     volumes.append(k8s.V1Volume(name="tmp", empty_dir=k8s.V1EmptyDirVolumeSource()))
     mounts.append(k8s.V1VolumeMount(name="tmp", mount_path="/tmp"))

@@ -1,4 +1,4 @@
-"""InferenceServices at a Kubernetes API server: read, apply, delete."""
+"""InferenceServices at a Kubernetes API server: read, apply, delete; their Deployments."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ TIMEOUT = (5.0, 30.0)
 """Seconds to connect to the API server, and to wait for its answer."""
 
 _API = "/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices/{name}"
+_DEPLOYMENT = "/apis/apps/v1/namespaces/{namespace}/deployments/{name}"
 
 Object = dict[str, Any]
 
@@ -46,8 +47,22 @@ class InferenceServices:
         Raises:
             BackendError: the API server failed or refused.
         """
+        return self._find(_API, name)
+
+    def deployments(self, name: str) -> dict[str, Object]:
+        """The Deployments behind one, by component; none in KServe's serverless mode.
+
+        Raises:
+            BackendError: the API server failed or refused.
+        """
+        found = {
+            part: self._find(_DEPLOYMENT, f"{name}-{part}") for part in ("predictor", "transformer")
+        }
+        return {part: deployment for part, deployment in found.items() if deployment is not None}
+
+    def _find(self, path: str, name: str) -> Object | None:
         try:
-            return self._request("GET", name)
+            return self._request("GET", name, path=path)
         except k8s.ApiException as error:
             if error.status == 404:
                 return None
@@ -102,10 +117,11 @@ class InferenceServices:
         name: str,
         query: list[tuple[str, str]] | None = None,
         body: Object | None = None,
+        path: str = _API,
     ) -> Any:
         def call() -> Any:
             return self._client.call_api(
-                _API.format(namespace=self.namespace, name=name),
+                path.format(namespace=self.namespace, name=name),
                 method,
                 query_params=query,
                 header_params={

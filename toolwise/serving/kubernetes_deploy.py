@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -18,6 +18,9 @@ from toolwise.storage import content_digest, publish
 POLL_SECONDS = 2.0
 UNCHANGED_SECONDS = 60.0
 """How long an update may leave the status as it was before that is taken for its own."""
+
+_NOT_OF_PODS = ("minReplicas", "maxReplicas", "timeout")
+"""What a manifest says of a component that stands in no pod's template."""
 
 Told = Callable[[str], None]
 """Hears what is going on, at every look why the service is not ready yet."""
@@ -89,10 +92,17 @@ def deploy_on_cluster(
     name = manifest["metadata"]["name"]
     told = told or (lambda _: None)
     before = services.get(name)
+    # Asked before anything changes, also lest the account may not.
+    stale = _stamp(before, services.deployments(name))
     after = services.apply(manifest)
     try:
         ready = _wait(
-            services, name, _stamp(before) if _differ(before, after) else None, ready_seconds, told
+            services,
+            name,
+            stale if _differ(before, after) else None,
+            ready_seconds,
+            told,
+            new_pods=_new_pods(before, after),
         )
         endpoint = Endpoint(f"{_url(ready)}/openai/v1", name)
         attempt(endpoint)
@@ -103,7 +113,13 @@ def deploy_on_cluster(
 
 
 def _wait(
-    services: InferenceServices, name: str, stale: Any, ready_seconds: float, told: Told
+    services: InferenceServices,
+    name: str,
+    stale: Any,
+    ready_seconds: float,
+    told: Told,
+    *,
+    new_pods: bool = False,
 ) -> Object:
     """The object once it is ready.
 
@@ -113,6 +129,7 @@ def _wait(
         stale: `_stamp` of the status before an update; None where there was none.
         ready_seconds: how long to wait.
         told: hears what for.
+        new_pods: the update has to change the pods' templates, where there are Deployments.
     """
     started = monotonic()
     while True:
@@ -121,12 +138,15 @@ def _wait(
             raise BackendError(f"it was deleted from namespace {services.namespace} meanwhile")
         waited = monotonic() - started
         why = _why_not_ready(found)
-        if why is None and stale is not None and _stamp(found) == stale:
+        if why is None:
+            deployments = services.deployments(name)
             # KServe has no reliable mark of which generation a status is of (its
             # `observedGeneration` is a child's, kserve/kserve#6081), so a ready one has to move.
-            if waited >= UNCHANGED_SECONDS:
-                return found
-            why = "KServe has not taken up the change yet"
+            unmoved = stale is not None and _stamp(found, deployments) == stale
+            if unmoved and (waited < UNCHANGED_SECONDS or (new_pods and deployments)):
+                why = "KServe has not taken up the change yet"
+            else:
+                why = _why_not_rolled_out(deployments)
         if why is None:
             return found
         told(why)
@@ -156,9 +176,10 @@ def _put_back(
                 "deployment has set stands."
             )
         failed = services.get(name)
+        stale = _stamp(failed, services.deployments(name))
         services.apply(manifest)
         told("putting the previous revision back")
-        _wait(services, name, _stamp(failed), ready_seconds, told)
+        _wait(services, name, stale, ready_seconds, told)
     except ToolwiseError as error:
         return f"Putting the previous revision back failed as well: {error}"
     return "The previous revision is back and ready."
@@ -185,16 +206,47 @@ def _why_not_ready(found: Object) -> str | None:
     return "; ".join(waiting) or "KServe has not said anything yet"
 
 
+def _why_not_rolled_out(deployments: dict[str, Object]) -> str | None:
+    """In words; None where every pod is new and available, as `kubectl rollout status` has it.
+
+    A Deployment is ready throughout a rolling update, by its old pods; so is the InferenceService.
+    """
+    waiting = []
+    for part, deployment in deployments.items():
+        status = deployment.get("status", {})
+        wanted = deployment["spec"].get("replicas", 1)
+        pods, new, available = (
+            status.get(name, 0) for name in ("replicas", "updatedReplicas", "availableReplicas")
+        )
+        if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
+            waiting.append(f"{part}: Kubernetes has not taken up the change yet")
+        elif new < wanted or pods > new or available < new:
+            old = pods - new
+            said = f"{part}: {max(0, available - old)} of {wanted} new pods available"
+            said += f", {old} old ones still there" if old else ""
+            waiting.append("".join((said, *_troubles(deployment))))
+    return "; ".join(waiting) or None
+
+
+def _troubles(deployment: Object) -> Iterator[str]:
+    """What keeps a rollout from going on, where Kubernetes says so."""
+    for kind, condition in _conditions(deployment).items():
+        if (kind, condition["status"]) in (("Progressing", "False"), ("ReplicaFailure", "True")):
+            yield f" ({condition.get('reason', kind)}: {condition.get('message', '')})"
+
+
 def _is_refused(found: Object) -> bool:
     """Whether KServe says that waiting is in vain."""
     status = found.get("status", {}).get("modelStatus", {})
     return status.get("transitionStatus") == "InvalidSpec"
 
 
-def _stamp(found: Object | None) -> Any:
-    """What of a status changes when KServe takes up a change of the spec."""
+def _stamp(found: Object | None, deployments: dict[str, Object]) -> Any:
+    """What changes when KServe takes up a change of the spec: of the status, or of Deployments."""
     if found is None or "status" not in found:
         return None
+    if deployments:
+        return {part: one["spec"]["template"] for part, one in deployments.items()}
     ready = _conditions(found).get("Ready", {})
     created = {
         part: status.get("latestCreatedRevision")
@@ -206,6 +258,20 @@ def _stamp(found: Object | None) -> Any:
 def _differ(before: Object | None, after: Object) -> bool:
     """Whether an apply has changed the spec."""
     return before is None or before["metadata"]["generation"] != after["metadata"]["generation"]
+
+
+def _new_pods(before: Object | None, after: Object) -> bool:
+    """Whether an update is of the pods, rather than of their number or the way to them."""
+    if before is None:
+        return False
+    pods = [
+        {
+            part: {name: value for name, value in content.items() if name not in _NOT_OF_PODS}
+            for part, content in found["spec"].items()
+        }
+        for found in (before, after)
+    ]
+    return pods[0] != pods[1]
 
 
 def _url(found: Object) -> str:

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
 
+KEY_VARIABLE = "TOOLWISE_API_KEY"
+"""Environment variable with the API key to ask with, for an endpoint that wants one."""
+
 
 class ServingSettings(BaseModel):
     """Settings of one endpoint.
