@@ -60,7 +60,7 @@ def run_locally(profile: Profile, seed: int, run_folder: Path, console: Console)
     """
     run_folder = run_folder.absolute()
     with _sole_run_in(run_folder):
-        _check_sandbox()
+        _check_sandbox(profile)
         _check_port(profile, run_folder)
         events = run_folder / "events.jsonl"
         events.unlink(missing_ok=True)
@@ -83,15 +83,20 @@ def endpoint_folder(run_folder: Path) -> Path:
     return run_folder / "steps" / "deploy"
 
 
-def _check_sandbox() -> None:
-    """Run a line in the sandbox now rather than fail minutes later; raises `BackendError`."""
-    from toolwise.tools.sandbox import Isolation, open_sandbox
+def _check_sandbox(profile: Profile) -> None:
+    """Run a line in each sandbox the steps will ask for, rather than fail minutes later.
 
-    sandbox = open_sandbox(Isolation.BUBBLEWRAP, workers=1)
-    try:
-        sandbox.open([]).call("pass")
-    finally:
-        sandbox.close()
+    Raises:
+        BackendError: an isolation level of the profile cannot be had here.
+    """
+    from toolwise.tools.sandbox import open_sandbox
+
+    for level in sorted(set(profile.isolation.values())):
+        sandbox = open_sandbox(level, workers=1)
+        try:
+            sandbox.open([]).call("pass")
+        finally:
+            sandbox.close()
 
 
 def _check_port(profile: Profile, run_folder: Path) -> None:

@@ -19,6 +19,7 @@ from toolwise.serving.cluster import ClusterSettings, DeploymentSettings
 from toolwise.serving.settings import ServingSettings
 from toolwise.synthetic.settings import BaseStageSettings, SignboardSettings
 from toolwise.toleration import Toleration
+from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.settings import HdpoSettings, SftSettings
@@ -173,8 +174,8 @@ class Profile(BaseModel):
     @model_validator(mode="after")
     def _sandbox_to_be_had(self) -> Self:
         if self.kubeflow is not None and self.kubeflow.sandbox is None:
-            for name in _SECTIONS.values():
-                if getattr(getattr(self, name), "isolation", None) == "gvisor":
+            for name, level in self.isolation.items():
+                if level is Isolation.GVISOR:
                     raise ValueError(f"{name}.isolation `gvisor` needs kubeflow.sandbox")
         return self
 
@@ -222,6 +223,16 @@ class Profile(BaseModel):
     def section_of(self, step: str) -> BaseModel:
         """The settings of a step, by its name (`train-sft`)."""
         return self.deployment if step == "deploy" else getattr(self, _SECTIONS[step])
+
+    @property
+    def isolation(self) -> dict[str, Isolation]:
+        """The lowest isolation accepted by each section whose step runs the model's code."""
+        sections = {name: getattr(self, name) for name in _SECTIONS.values()}
+        return {
+            name: section.isolation
+            for name, section in sections.items()
+            if "isolation" in type(section).model_fields
+        }
 
     @property
     def deployment(self) -> DeploymentSettings:

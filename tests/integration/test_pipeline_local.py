@@ -88,3 +88,15 @@ def test_a_failed_step_is_named_with_its_reason_and_the_log(tmp_path: Path):
     assert not any(line.startswith("train-sft") for line in lines)
     log = (tmp_path / "run" / "pipeline.log").read_text()
     assert "toolwise.errors.InputError" in log
+
+
+def test_a_profile_that_accepts_no_isolation_needs_no_sandbox(tmp_path: Path):
+    smoke = yaml.safe_load(SMOKE.read_text())
+    sections = ("curate_sft", "curate_rl", "hdpo", "evaluate", "serve")
+    lowered = {name: smoke[name] | {"isolation": "none"} for name in sections}
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        lowered["serve"]["port"] = holder.getsockname()[1]  # checked after the sandbox
+        process = run(write_profile(tmp_path, **lowered), tmp_path / "run", PATH=str(tmp_path))
+    assert "Address already in use" in process.stderr

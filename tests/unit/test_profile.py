@@ -140,3 +140,15 @@ def test_a_registry_stands_in_for_that_of_toolwises_own_images_alone():
     for other in (moved, load_profile("demo")):
         with pytest.raises(InputError, match=r"has no image of ghcr\.io"):
             other.at_registry("elsewhere.example.com")
+
+
+@pytest.mark.parametrize("section", ["curate_sft", "curate_rl", "hdpo", "evaluate", "serve"])
+def test_a_misspelt_isolation_is_refused_by_its_section(written, section: str):
+    with pytest.raises(InputError, match=rf"{section}\.isolation: .*'none', 'bubblewrap'"):
+        load_profile(written(**{section: {"isolation": "bubblewarp"}}))
+
+
+def test_every_step_of_the_papers_profile_that_runs_the_models_code_asks_for_gvisor():
+    levels = load_profile("qwen3-vl-8b").isolation
+    assert set(levels) == {"curate_sft", "curate_rl", "hdpo", "evaluate", "serve"}
+    assert set(levels.values()) == {"gvisor"}

@@ -41,6 +41,7 @@ from toolwise.data.parquet import Rejects, iterate_tasks, write_tasks
 from toolwise.errors import InputError
 from toolwise.storage import atomic_directory
 from toolwise.tools import Tool
+from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
 
 FilterName = Literal["image", "question", "ability", "benchmarks", "ambiguity", "rollouts"]
@@ -93,7 +94,7 @@ class RlCurationSettings(BaseModel):
     batch_size: int = Field(256, ge=1)
     max_tokens: int = Field(512, ge=1)
     max_turns: int = Field(4, ge=1)
-    isolation: str = "bubblewrap"
+    isolation: Isolation = Isolation.BUBBLEWRAP
     search: SearchSettings | None = None
     deduplicate: DeduplicationSettings | None = None
     judge: JudgeSettings | None = None

@@ -30,6 +30,7 @@ from toolwise.errors import InputError
 from toolwise.progress import Progress
 from toolwise.storage import atomic_directory
 from toolwise.tools import Tool
+from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
 
 FilterName = Literal["form", "re-execution", "answer", "necessity", "strategic-use"]
@@ -69,7 +70,7 @@ class SftCurationSettings(BaseModel):
     batch_size: int = Field(default=256, ge=1)
     tool_free_share: float = Field(default=0.03, ge=0, lt=1)
     replay: int = Field(default=0, ge=0)
-    isolation: str = "bubblewrap"
+    isolation: Isolation = Isolation.BUBBLEWRAP
     search: SearchSettings | None = None
     judge: JudgeSettings | None = None
     least_scores: Scores = Scores()

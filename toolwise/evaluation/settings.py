@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from toolwise.judge_endpoint import EndpointSettings
+from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
 
 
@@ -44,7 +45,7 @@ class EvaluationSettings(BaseModel):
     timeout: float = Field(600.0, gt=0)
     max_tokens: int = Field(512, ge=1)
     max_turns: int = Field(4, ge=1)
-    isolation: str = "bubblewrap"
+    isolation: Isolation = Isolation.BUBBLEWRAP
     search: SearchSettings | None = None
     judge: EndpointSettings | None = None
 

@@ -14,6 +14,7 @@ from pydantic import (
     PositiveInt,
 )
 
+from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
 from toolwise.training.hardware import HardwareSettings
 
@@ -129,7 +130,7 @@ class HdpoSettings(BaseModel):
     temperature: PositiveFloat = 1.0
     max_tokens: PositiveInt = 64
     max_turns: PositiveInt = 4
-    isolation: str = "bubblewrap"
+    isolation: Isolation = Isolation.BUBBLEWRAP
     checkpoint_every: PositiveInt = 25
     search: SearchSettings | None = None
     hardware: HardwareSettings | None = None
