@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 from toolwise.agent import Engine, Limits, Rollout, Sampling, run_agent
@@ -35,7 +34,7 @@ from toolwise.curation.samples import chosen_rows, sample
 from toolwise.curation.spool import Spool
 from toolwise.curation.verdicts import Verdict, VerdictLog
 from toolwise.curation.workbench import Workbench, content_stamp, open_workbench
-from toolwise.data import Task, grade
+from toolwise.data import CorruptImage, Task, grade
 from toolwise.data.grading import normalise
 from toolwise.data.parquet import Rejects, iterate_tasks, write_tasks
 from toolwise.errors import InputError
@@ -444,10 +443,8 @@ def check_images(task: Task) -> Verdict:
     """Drop tasks whose pictures cannot be decoded, or that speak of ones that are not there."""
     try:
         task.pil_images()
-    except Image.DecompressionBombError:
-        return Verdict(False, "image of too many pixels")
-    except (OSError, SyntaxError, ValueError):
-        return Verdict(False, "corrupt image")
+    except CorruptImage as error:
+        return Verdict(False, f"corrupt image: {error.reason}")
     placeholders = len(_PLACEHOLDER.findall(task.question))
     if placeholders > len(task.images) or (not task.images and _MENTION.search(task.question)):
         return Verdict(False, "the image it refers to is missing")

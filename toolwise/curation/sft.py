@@ -24,7 +24,7 @@ from toolwise.curation.rule_judge import judge_by_rules
 from toolwise.curation.samples import chosen_rows, sample
 from toolwise.curation.verdicts import Verdict
 from toolwise.curation.workbench import Workbench, open_workbench
-from toolwise.data import AnswerType, Trajectory, grade
+from toolwise.data import AnswerType, CorruptImage, Trajectory, grade
 from toolwise.data.parquet import Rejects, iterate_trajectories, write_trajectories
 from toolwise.errors import InputError
 from toolwise.progress import Progress
@@ -365,8 +365,8 @@ def check_form(trajectory: Trajectory) -> Verdict:
     """Drop corrupt pictures, and conversations that do not end in one answer."""
     try:
         trajectory.task.pil_images()
-    except (OSError, ValueError):
-        return Verdict(False, "corrupt image")
+    except CorruptImage as error:
+        return Verdict(False, f"corrupt image: {error.reason}")
     if is_replay(trajectory) and trajectory.tool_calls:
         return Verdict(False, "calls a tool where none was offered")
     if _final_answer(trajectory) is None:
