@@ -10,12 +10,8 @@ from PIL import Image
 
 from toolwise.agent import CallRecord, Rollout, user_message
 from toolwise.curation.reexecution import same_image, same_text
-from toolwise.curation.rl import (
-    check_images,
-    check_question,
-    conflicting_questions,
-    judge_group,
-)
+from toolwise.curation.rl_filters import check_images, check_question, conflicting_questions
+from toolwise.curation.rollout_search import judge_group
 from toolwise.curation.rule_judge import judge_by_rules
 from toolwise.curation.samples import kind_of
 from toolwise.curation.sft import check_answer, check_form
