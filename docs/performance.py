@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolwise.errors import InputError
-from toolwise.evaluation.statistics import wilson_interval
 from toolwise.markdown import fill, table
+from toolwise.statistics import wilson_interval
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"

@@ -184,7 +184,7 @@ def tracking_uri(run_folder: Path) -> str:
 
 def print_outcome(report_json: Path, console: Console) -> None:
     """Print the figures, the decision, and where everything is."""
-    from toolwise.evaluation.report import print_report
+    from toolwise.report import print_report
 
     console.print()
     print_report(report_json, console)

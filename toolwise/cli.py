@@ -280,7 +280,7 @@ def report(
     ),
 ) -> None:
     """Print the figures of a finished run."""
-    from toolwise.evaluation.report import print_report
+    from toolwise.report import print_report
 
     print_report(path, stdout)
 
@@ -299,8 +299,8 @@ def compare(
 ) -> None:
     """Compare the checkpoints of runs in MLflow: accuracy against tool rates."""
     from pipelines.local import tracking_uri
-    from toolwise.evaluation.report.comparison import Compared, comparison_plot, print_comparison
     from toolwise.profile import load_profile
+    from toolwise.report.comparison import Compared, comparison_plot, print_comparison
     from toolwise.storage import atomic_file
     from toolwise.tracking import Connection
     from toolwise.tracking.evaluations import read_evaluations
@@ -706,7 +706,7 @@ def evaluate(
     step.publish(evaluation=str(out))
     stdout.print(f"Wrote {out}", soft_wrap=True)
     if named and published(benchmark):
-        from toolwise.evaluation.report.published import print_published, read_evaluation
+        from toolwise.report.published import print_published, read_evaluation
 
         print_published([read_evaluation(out)], stdout, only_measured=True)
 
@@ -722,7 +722,7 @@ def paper_table(
     ] = None,
 ) -> None:
     """Print the paper's tables, with your evaluations beside its rows."""
-    from toolwise.evaluation.report.published import markdown, print_published, read_evaluation
+    from toolwise.report.published import markdown, print_published, read_evaluation
 
     measured = [read_evaluation(folder) for folder in evaluations or []]
     print_published(measured, stdout)

@@ -19,7 +19,7 @@ from toolwise.evaluation.metrics import (
     solvable_items,
     summarise,
 )
-from toolwise.evaluation.statistics import paired_bootstrap
+from toolwise.statistics import paired_bootstrap
 
 METRICS = ("accuracy", "redundant_call_rate", "necessary_call_rate")
 THRESHOLDS = (0.5, 0.05)

@@ -13,7 +13,7 @@ from typing import Any
 
 from scripted_engine import ScriptedEngine, question_of
 
-from toolwise.curation import deduplication, rl
+from toolwise.curation import deduplication, rl_filters
 from toolwise.curation.deduplication import DeduplicationSettings
 from toolwise.curation.rl import RlCurationSettings, curate_rl
 from toolwise.data import Message
@@ -54,7 +54,7 @@ def main(folder: Path, out: Path, log: Path, kill_at: int) -> None:
         return model(conversation, tools, index)
 
     os.fsync = fsync_and_die
-    rl.check_images = logged(rl.check_images, "image")
+    rl_filters.check_images = logged(rl_filters.check_images, "image")
     deduplication._item_of = logged(deduplication._item_of, "item")
     deduplication.BenchmarkIndex.verdict = logged(deduplication.BenchmarkIndex.verdict, "verdict")
     curate_rl(

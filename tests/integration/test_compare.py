@@ -13,7 +13,7 @@ from rich.console import Console
 from toolwise import tracking
 from toolwise.errors import InputError
 from toolwise.evaluation.metrics import RolloutScore, summarise, write_scores
-from toolwise.evaluation.report.comparison import Compared, comparison_plot, print_comparison
+from toolwise.report.comparison import Compared, comparison_plot, print_comparison
 from toolwise.tracking import PipelineRun
 from toolwise.tracking.evaluations import read_evaluations
 

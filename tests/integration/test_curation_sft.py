@@ -1,6 +1,8 @@
 """Curation for the cold start: real sandbox, real index, a scripted base model."""
 
 import json
+import struct
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +198,31 @@ def test_a_step_that_died_goes_on_and_ends_with_the_same_result(
     for name in ("curated.parquet", "rejected.parquet", "report.md"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert resumed.kept == whole.kept
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes whose header announces more pixels than Pillow agrees to decode."""
+    size = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in ((b"IHDR", size), (b"IDAT", zlib.compress(bytes(9))))
+    )
+
+
+def test_an_image_of_too_many_pixels_is_rejected_and_counted(
+    signboard: Path, tmp_path: Path
+) -> None:
+    raw = read_trajectories(signboard / "raw_trajectories.parquet")
+    number = next(n for n, row in enumerate(raw) if row.task.images)
+    raw[number] = replace(raw[number], task=replace(raw[number].task, images=(bomb(),)))
+    source, out = tmp_path / "raw.parquet", tmp_path / "curated"
+    write_trajectories(source, raw)
+    report, _ = curate(signboard, out, source)
+    assert report.filters[0].reasons == {"corrupt image": 1}
+    rejected = {
+        row["id"]: row["reason"] for row in pq.read_table(out / "rejected.parquet").to_pylist()
+    }
+    assert rejected[raw[number].task.id].startswith("form: corrupt image: Image size (2500000000")
 
 
 def test_rows_and_files_that_cannot_be_used_are_named(signboard: Path, tmp_path: Path) -> None:

@@ -10,13 +10,10 @@ from PIL import Image
 
 from toolwise.agent import CallRecord, Rollout, user_message
 from toolwise.curation.reexecution import same_image, same_text
-from toolwise.curation.rl import (
-    check_images,
-    check_question,
-    conflicting_questions,
-    judge_group,
-)
+from toolwise.curation.rl_filters import check_images, check_question, conflicting_questions
+from toolwise.curation.rollout_search import judge_group
 from toolwise.curation.rule_judge import judge_by_rules
+from toolwise.curation.samples import kind_of
 from toolwise.curation.sft import check_answer, check_form
 from toolwise.curation.verdicts import Verdict, VerdictLog
 from toolwise.data import AnswerType, Message, Task, Trajectory, encode_image
@@ -156,7 +153,8 @@ def test_only_one_right_final_answer_passes() -> None:
 
 def test_corrupt_images_and_calls_without_tools_are_dropped() -> None:
     corrupt = replace(SUM, images=(encode_image(noise())[:60],))
-    assert check_form(trajectory(corrupt, answer="<answer>933</answer>")).reason == "corrupt image"
+    verdict = check_form(trajectory(corrupt, answer="<answer>933</answer>"))
+    assert kind_of(verdict) == "corrupt image"
     bare = replace(SUM, metadata={"tools": "none"})
     called = trajectory(bare, code("print(1+1)", "2"), answer="<answer>933</answer>")
     assert check_form(called).reason == "calls a tool where none was offered"

@@ -10,7 +10,7 @@ from rich.console import Console
 from toolwise.errors import InputError
 from toolwise.evaluation.benchmarks import benchmark_names, published
 from toolwise.evaluation.metrics import RolloutScore, summarise
-from toolwise.evaluation.report.published import (
+from toolwise.report.published import (
     Line,
     headings,
     lines,

@@ -19,10 +19,10 @@ from toolwise.curation.report import CurationReport, FilterCount
 from toolwise.data import encode_image
 from toolwise.errors import InputError
 from toolwise.evaluation.metrics import RolloutScore, solvable_items, summarise, write_scores
-from toolwise.evaluation.report import build_report, print_report
-from toolwise.evaluation.report.__main__ import main
-from toolwise.evaluation.report.plots import PALETTE, accuracy_against_calls, training_curves
 from toolwise.promotion.gate import GatePolicy, decide
+from toolwise.report import build_report, print_report
+from toolwise.report.__main__ import main
+from toolwise.report.plots import PALETTE, accuracy_against_calls, training_curves
 
 ABILITIES = ("math", "perception", "search")
 ITEMS = 40

@@ -271,7 +271,7 @@ def test_thyme_sft(rejects: Rejects, source: str | None) -> None:
     ]
     assert crop.task.images[0].startswith(b"\xff\xd8"), "kept as it came"
     assert spoken(direct)[1:] == ["assistant: <reason>Two.</reason><answer>2</answer>"]
-    assert reasons(rejects) == [(2, "an image cannot be decoded: Truncated File Read")]
+    assert reasons(rejects) == [(2, "an image cannot be read: Truncated File Read")]
 
 
 @pytest.mark.parametrize("source", ["v_interaction", None])
@@ -384,7 +384,7 @@ def test_a_picture_whose_end_is_missing_is_rejected(tmp_path: Path, rejects: Rej
     (task,) = published_tasks(tmp_path / "whole.jsonl", rejects)
     assert task.images == (whole,)
     assert list(published_tasks(tmp_path / "cut.jsonl", rejects)) == []
-    assert "cannot be decoded" in reasons(rejects)[0][1]
+    assert "an image cannot be read" in reasons(rejects)[0][1]
 
 
 def test_pictures_are_found_in_an_archive_and_in_a_folder_apart(

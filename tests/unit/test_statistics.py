@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.proportion import proportion_confint
 
 from toolwise.errors import InputError
-from toolwise.evaluation.statistics import mean_interval, paired_bootstrap, wilson_interval
+from toolwise.statistics import mean_interval, paired_bootstrap, wilson_interval
 
 
 def test_wilson_of_8_in_10_is_the_value_worked_out_by_hand():

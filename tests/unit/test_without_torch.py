@@ -20,7 +20,7 @@ OPERATOR = (
     "toolwise.serving.deploy",
     "toolwise.serving.kubernetes_deploy",
     "toolwise.evaluation.metrics",
-    "toolwise.evaluation.report",
+    "toolwise.report",
     "toolwise.training.launcher.following",
     "toolwise.training.launcher.trainjob",
     "toolwise.training.launcher.vllm_servers",

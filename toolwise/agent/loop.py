@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,8 +131,13 @@ async def run_agent(
         for index, (task, start) in enumerate(zip(tasks, starts, strict=True))
     ]
     batch = engine.start(starts, [tool.schema for tool in tools])
-    by_name = {tool.name: tool for tool in tools}
-    sessions: list[dict[str, ToolSession]] = [{} for _ in tasks]
+    toolbox = _Toolbox(
+        {tool.name: tool for tool in tools},
+        limits.max_tool_calls,
+        engine.max_result_chars,
+        on_event,
+        [{} for _ in tasks],
+    )
     open_ones = list(range(len(rollouts)))
     calling: dict[int, asyncio.Task[None]] = {}
     turns_left = limits.max_turns
@@ -145,9 +150,7 @@ async def run_agent(
         if not turns_left:
             rollout.stop_reason = "max_turns"
             return
-        calling[index] = asyncio.create_task(
-            _run_calls(rollout, parsed, by_name, sessions[index], limits, engine, batch, on_event)
-        )
+        calling[index] = asyncio.create_task(toolbox.answer(rollout, parsed, batch))
 
     tells = isinstance(batch, TellsTurns)
     if isinstance(batch, TellsTurns):
@@ -166,7 +169,7 @@ async def run_agent(
         for call in calling.values():
             call.cancel()
         await asyncio.gather(*calling.values(), return_exceptions=True)
-        await asyncio.gather(*(s.close() for opened in sessions for s in opened.values()))
+        await toolbox.close()
     if keep_tokens:
         for rollout in rollouts:
             rollout.tokens = batch.tokens(rollout.batch_index)
@@ -198,52 +201,61 @@ def _record_turn(rollout: Rollout, turn: Turn, on_event: OnEvent | None) -> Pars
     return parsed
 
 
-async def _run_calls(
-    rollout: Rollout,
-    parsed: ParsedTurn,
-    tools: dict[str, Tool],
-    sessions: dict[str, ToolSession],
-    limits: Limits,
-    engine: Engine,
-    batch: Batch,
-    on_event: OnEvent | None,
-) -> None:
-    """Run one turn's calls in order (they may share a session's state) and append the results."""
-    replies: list[Message] = []
-    for call in parsed.calls:
-        result = await _run_call(rollout, call, tools, sessions, limits)
-        result = _cut(result, engine.max_result_chars)
-        record = CallRecord(call.name, call.arguments, result)
-        replies.append(tool_message(f"call_{rollout.tool_calls}", result))
-        rollout.calls.append(record)
-        if on_event:
-            on_event(rollout, record)
-    rollout.messages.extend(replies)
-    batch.append(rollout.batch_index, replies)
+@dataclass(frozen=True, slots=True)
+class _Toolbox:
+    """Runs the calls of a batch of rollouts.
 
+    Args:
+        tools: what may be called, by name.
+        max_calls: per rollout; further calls get an error.
+        max_result_chars: longest text of a result.
+        on_event: observer.
+        sessions: of every rollout of the batch, the tool sessions it has opened, by name.
+    """
 
-async def _run_call(
-    rollout: Rollout,
-    call: ParsedCall,
-    tools: dict[str, Tool],
-    sessions: dict[str, ToolSession],
-    limits: Limits,
-) -> ToolResult:
-    if call.error is not None:
-        return ToolResult(f"Error: {call.error}", is_error=True)
-    if call.name not in tools:
-        return ToolResult(
-            f"Error: no tool named {call.name!r}; there are: {', '.join(tools)}", is_error=True
-        )
-    if rollout.tool_calls >= limits.max_tool_calls:
-        return ToolResult("Error: no tool calls left; answer now", is_error=True)
-    started = time.perf_counter()
-    try:
-        if call.name not in sessions:
-            sessions[call.name] = await tools[call.name].open(rollout.task.images)
-        return await sessions[call.name].call(call.arguments)
-    except ToolError as error:
-        return ToolResult(f"Error: {error}", is_error=True, seconds=time.perf_counter() - started)
+    tools: Mapping[str, Tool]
+    max_calls: int
+    max_result_chars: int
+    on_event: OnEvent | None
+    sessions: Sequence[dict[str, ToolSession]]
+
+    async def answer(self, rollout: Rollout, parsed: ParsedTurn, batch: Batch) -> None:
+        """Run one turn's calls in order (they may share a session's state); append the results."""
+        replies: list[Message] = []
+        for call in parsed.calls:
+            result = _cut(await self._run(rollout, call), self.max_result_chars)
+            record = CallRecord(call.name, call.arguments, result)
+            replies.append(tool_message(f"call_{rollout.tool_calls}", result))
+            rollout.calls.append(record)
+            if self.on_event:
+                self.on_event(rollout, record)
+        rollout.messages.extend(replies)
+        batch.append(rollout.batch_index, replies)
+
+    async def _run(self, rollout: Rollout, call: ParsedCall) -> ToolResult:
+        if call.error is not None:
+            return ToolResult(f"Error: {call.error}", is_error=True)
+        if call.name not in self.tools:
+            return ToolResult(
+                f"Error: no tool named {call.name!r}; there are: {', '.join(self.tools)}",
+                is_error=True,
+            )
+        if rollout.tool_calls >= self.max_calls:
+            return ToolResult("Error: no tool calls left; answer now", is_error=True)
+        sessions = self.sessions[rollout.batch_index]
+        started = time.perf_counter()
+        try:
+            if call.name not in sessions:
+                sessions[call.name] = await self.tools[call.name].open(rollout.task.images)
+            return await sessions[call.name].call(call.arguments)
+        except ToolError as error:
+            return ToolResult(
+                f"Error: {error}", is_error=True, seconds=time.perf_counter() - started
+            )
+
+    async def close(self) -> None:
+        """Close every session."""
+        await asyncio.gather(*(s.close() for opened in self.sessions for s in opened.values()))
 
 
 def _cut(result: ToolResult, limit: int) -> ToolResult:

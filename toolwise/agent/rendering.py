@@ -119,11 +119,8 @@ class Renderer:
         if found is not None:
             self._pixels.move_to_end(image)
             return found
-        try:
-            decoded = decode_image(image)
-        except OSError as error:
-            raise InputError(f"an image of the conversation cannot be read: {error}") from error
-        batch = self._image_processor(images=[_bounded(decoded)], return_tensors="pt")
+        decoded = _bounded(decode_image(image))
+        batch = self._image_processor(images=[decoded], return_tensors="pt")
         grid = tuple(int(size) for size in batch["image_grid_thw"][0])
         found = Pixels(batch["pixel_values"], (grid[0], grid[1], grid[2]))
         self._pixels[image] = found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -194,7 +194,7 @@ class JudgePanel(Generic[Row]):
         verdicts = await asyncio.gather(*(one(*item) for item in rows.items()))
         return {n: v for n, v in zip(rows, verdicts, strict=True) if v is not None}
 
-    def settle(self, waiting: Sequence[int]) -> None:
+    def settle(self, waiting: Collection[int]) -> None:
         """Accept that rows wait, or not.
 
         Raises:

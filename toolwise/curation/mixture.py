@@ -21,3 +21,18 @@ def largest_mixture(available: Mapping[str, int], shares: Mapping[str, float]) -
     size = min(sizes, default=0.0)
     # What is exact in theory may be a hair below in floating point.
     return {a: min(n, int(shares.get(a, 0.0) * size + 1e-6)) for a, n in available.items()}
+
+
+def targets(
+    available: Mapping[str, int], shares: Mapping[str, float] | None, each: int | None
+) -> dict[str, int]:
+    """How many prompts of each ability make the result.
+
+    Args:
+        available: prompts there are, or may be, by ability.
+        shares: of the result; see `largest_mixture`.
+        each: prompts of each ability, where there are no shares; by default all there are.
+    """
+    if shares:
+        return largest_mixture(available, shares)
+    return {ability: each or number for ability, number in available.items()}

@@ -25,7 +25,7 @@ from toolwise.curation.reproducibility import (
     unavailability,
 )
 from toolwise.curation.verdicts import Verdict
-from toolwise.data import Message, Trajectory, decode_image
+from toolwise.data import CorruptImage, Message, Trajectory, decode_image
 from toolwise.tools import Tool, ToolError, ToolResult, ToolSession
 
 RELATIVE_TOLERANCE = 1e-6
@@ -241,7 +241,7 @@ def same_image(recorded: bytes, computed: bytes) -> bool:
     """
     try:
         a, b = decode_image(recorded), decode_image(computed)
-    except (OSError, ValueError):
+    except CorruptImage:
         return False
     if a.size != b.size:
         return False

@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from PIL import Image
-
 from toolwise.curation.verdicts import Verdict, VerdictLog
-from toolwise.data import Message, Task, Trajectory
+from toolwise.data import CorruptImage, Message, Task, Trajectory, open_image
 
 PER_REASON = 3
 _SIDE = 320
@@ -105,10 +103,10 @@ def _turn(message: Message) -> Turn:
 
 def _small(image: bytes) -> str:
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with open_image(image) as opened:
             opened.draft("RGB", (_SIDE, _SIDE))
             picture = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except CorruptImage:
         return ""
     picture.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()

@@ -6,29 +6,27 @@ See docs/curation.md for the filters and for what they do together.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toolwise.agent import Engine, extract_answer
-from toolwise.curation.filtering import CORES, Filter, Filtering, by_rule
+from toolwise.curation.filtering import CORES, Filter, by_rule
 from toolwise.curation.judge import PROMPTS, JudgePanel, JudgeSettings, LlmJudge, Scores
 from toolwise.curation.necessity import ToolNecessity
 from toolwise.curation.reexecution import message_text, reexecute
-from toolwise.curation.report import CurationReport, count, count_filters
+from toolwise.curation.report import CurationReport
 from toolwise.curation.rule_judge import judge_by_rules
-from toolwise.curation.samples import chosen_rows, sample
+from toolwise.curation.run import CurationRun, Outcome
 from toolwise.curation.verdicts import Verdict
-from toolwise.curation.workbench import Workbench, open_workbench
-from toolwise.data import AnswerType, Trajectory, grade
+from toolwise.curation.workbench import Inputs, Workbench, open_workbench
+from toolwise.data import AnswerType, CorruptImage, Trajectory, grade
 from toolwise.data.parquet import Rejects, iterate_trajectories, write_trajectories
 from toolwise.errors import InputError
 from toolwise.progress import Progress
-from toolwise.storage import atomic_directory
 from toolwise.tools import Tool
 from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
@@ -116,19 +114,15 @@ def curate_sft(
     if "necessity" in settings.filters and model_dir is None and engine is None:
         raise InputError("the filter `necessity` asks the base model and none is given (--model)")
     with open_workbench(
-        model_dir if "necessity" in settings.filters else None,
-        trajectories,
-        corpus,
+        Inputs(trajectories, model_dir if "necessity" in settings.filters else None, corpus),
         out_dir,
-        settings.isolation,
         seed,
-        engine,
-        tools if "re-execution" in settings.filters else (),
-        settings.search,
+        engine=engine,
+        tools=tools if "re-execution" in settings.filters else (),
+        isolation=settings.isolation,
+        search=settings.search,
     ) as bench:
-        curation = _SftCuration(bench, settings, progress)
-        asyncio.run(curation.filter())
-        return curation.publish(out_dir)
+        return asyncio.run(_SftRun(bench, settings, progress).curate(out_dir))
 
 
 def is_replay(trajectory: Trajectory) -> bool:
@@ -210,33 +204,39 @@ def strategic_use_filter(
     return Filter("strategic-use", identity, uses_tools, panel.decide, 64)
 
 
-class _SftCuration:
+class _SftRun(CurationRun[Trajectory]):
+    """The filters in order, then the choice of tool-free and replay rows.
+
+    Args:
+        bench: the trajectories, the base model, tools, and a place for verdicts.
+        settings: what to keep.
+        progress: told rows done, rows in all, the filter's name.
+    """
+
+    step = "sft"
+
     def __init__(
         self, bench: Workbench, settings: SftCurationSettings, progress: Progress | None
     ) -> None:
-        self.bench = bench
         self.settings = settings
-        self.abilities: list[str] = []
-        self.sources: list[str] = []
-        for row in self.rows():
-            self.abilities.append(row.task.ability)
-            self.sources.append(row.task.source)
-        self.filtering = Filtering(
-            self.rows, len(self.abilities), bench.verdicts, bench.identity, progress
-        )
-        self.waiting: list[int] = []
-        self.judge = LlmJudge(settings.judge, bench.verdicts) if settings.judge else None
+        super().__init__(bench, settings, settings.judge, progress)
 
     def rows(self) -> Iterator[Trajectory]:
         self.rejects = Rejects(self.bench.verdicts / "rejects.jsonl")
         return iterate_trajectories(self.bench.source, self.rejects)
 
-    async def filter(self) -> None:
+    def write_rows(
+        self, path: Path, rows: Iterable[Trajectory], reasons: Iterable[str] | None
+    ) -> None:
+        write_trajectories(path, rows, reasons)
+
+    async def curate(self, out_dir: Path) -> CurationReport:
         for name in FILTERS:
             if name in self.settings.filters:
-                await self.run(name)
+                await self.run_filter(name)
+        return self.publish(out_dir, self.outcome())
 
-    async def run(self, name: FilterName) -> None:
+    async def run_filter(self, name: FilterName) -> None:
         match name:
             case "form":
                 await self.filtering.run(form_filter())
@@ -254,11 +254,11 @@ class _SftCuration:
                 )
             case "strategic-use":
                 if self.judge:
-                    await self.ask_judge(self.judge)
+                    await self.judge_strategic_use(self.judge)
                 else:
                     await self.filtering.run(strategic_use_filter())
 
-    async def ask_judge(self, judge: LlmJudge) -> None:
+    async def judge_strategic_use(self, judge: LlmJudge) -> None:
         least = self.settings.least_scores
 
         def judged(row: Trajectory) -> Verdict:
@@ -267,92 +267,50 @@ class _SftCuration:
         panel = JudgePanel(judged, judge.settings)
         prompt = (PROMPTS / "sft_judge.md").read_text(encoding="utf-8")
         identity = f"{judge.settings.model} {prompt} {least}"
-        self.waiting = await self.filtering.run(strategic_use_filter(panel, identity))
-        panel.settle(self.waiting)
+        await self.ask_judge(panel, strategic_use_filter(panel, identity))
 
-    def publish(self, out_dir: Path) -> CurationReport:
-        """Choose the tool-free and replay rows, write everything, count everything."""
-        logs = self.filtering.logs
-        kinds: dict[int, str] = {}
-        tasks: dict[int, str] = {}
-        for number, row in self.filtering.survivors():
-            if number not in self.waiting:
-                kinds[number], tasks[number] = kind(row), row.task.id
-        chosen = self.choose(kinds, tasks)
-        filters = count_filters(logs, self.abilities, self.sources)
-        if not any(kinds[number] == "tool-using" for number in chosen):
+    def outcome(self) -> Outcome:
+        """The result, with its share of tool-free and replay rows, and why the others go.
+
+        Raises:
+            InputError: no tool-using row is left.
+        """
+        left = {n: kind(row) for n, row in self.filtering.survivors() if n not in self.waiting}
+        chosen = self.choose(left)
+        if not any(left[number] == "tool-using" for number in chosen):
             raise InputError(
                 f"{self.bench.source}: no tool-using trajectory is left; dropped or set aside: "
-                + ", ".join(f"{c.name} {c.dropped + c.aside} of {c.seen}" for c in filters)
+                + ", ".join(
+                    f"{c.name} {c.dropped + c.aside} of {c.seen}" for c in self.filter_counts()
+                )
             )
+        beyond = {n: f"{left[n]}: {BEYOND}" for n in left.keys() - chosen}
         aside: dict[int, str] = {}
-        rejected: dict[int, str] = {}
-        for number in range(len(self.abilities)):
-            if number in chosen or number in self.waiting:
-                continue
-            out = self.filtering.dropped_by(number)
-            reason = f"{out[0]}: {out[1].reason}" if out else f"{kinds[number]}: {BEYOND}"
-            (aside if out and out[1].aside else rejected)[number] = reason
-        shown = chosen_rows(logs)
-        report = CurationReport(
-            step="sft",
-            seed=self.bench.seed,
-            settings=self.settings.model_dump(),
-            read=len(self.abilities),
-            unreadable=self.rejects.count,
-            waiting=len(self.waiting),
-            not_needed=sum(text.endswith(BEYOND) for text in rejected.values()),
-            kept=count(self.abilities[number] for number in chosen),
-            composition=count(kinds[number] for number in chosen),
-            filters=filters,
-            notes=self.notes(len(aside)),
-            read_by_source=count(self.sources),
-            kept_by_source=count(self.sources[number] for number in chosen),
-            samples=[
-                sample(row, *shown[number])
-                for number, row in enumerate(self.rows())
-                if number in shown
-            ],
+        rejected = dict(beyond)
+        for number in range(len(self.ids)):
+            if out := self.filtering.dropped_by(number):
+                name, verdict = out
+                (aside if verdict.aside else rejected)[number] = f"{name}: {verdict.reason}"
+        note = (
+            f"{len(aside)} rows are set aside, see `aside.parquet`: what their calls returned "
+            "cannot be had again here, so it is neither believed nor called made up."
         )
-        with atomic_directory(out_dir) as room:
-            self.write(room / "curated.parquet", chosen)
-            self.write(room / "rejected.parquet", rejected)
-            if aside:
-                self.write(room / "aside.parquet", aside)
-            if self.waiting:
-                self.write(room / "waiting.parquet", set(self.waiting))
-            if self.rejects.count:
-                shutil.copy(self.rejects.path, room / "rejects.jsonl")
-            report.write(room)
-        return report
+        return Outcome(
+            kept={number: left[number] for number in chosen},
+            rejected=rejected,
+            aside=aside,
+            not_needed=len(beyond),
+            notes=[note] if aside else [],
+        )
 
-    def write(self, path: Path, which: set[int] | dict[int, str]) -> None:
-        """Write rows by number, with reasons where they are given."""
-        rows = (row for number, row in enumerate(self.rows()) if number in which)
-        reasons = which.values() if isinstance(which, dict) else None
-        write_trajectories(path, rows, reasons)
-
-    def notes(self, aside: int) -> list[str]:
-        notes = [self.judge.account()] if self.judge else []
-        if aside:
-            notes.append(
-                f"{aside} rows are set aside, see `aside.parquet`: what their calls returned cannot"
-                " be had again here, so it is neither believed nor called made up."
-            )
-        return notes
-
-    def choose(self, kinds: Mapping[int, str], tasks: Mapping[int, str]) -> set[int]:
+    def choose(self, kinds: Mapping[int, str]) -> set[int]:
         """All tool-using rows, the share of tool-free ones of each ability, the replay rows."""
         chosen = {number for number in kinds if kinds[number] == "tool-using"}
         using = Counter(self.abilities[number] for number in chosen)
         share = self.settings.tool_free_share
         free: dict[str, list[int]] = defaultdict(list)
         replay: list[int] = []
-
-        def rank(number: int) -> bytes:
-            return self.bench.rank(number, tasks[number])
-
-        for number in sorted(kinds.keys() - chosen, key=rank):
+        for number in sorted(kinds.keys() - chosen, key=self.rank):
             target = replay if kinds[number] == "replay" else free[self.abilities[number]]
             target.append(number)
         for ability, candidates in free.items():
@@ -365,8 +323,8 @@ def check_form(trajectory: Trajectory) -> Verdict:
     """Drop corrupt pictures, and conversations that do not end in one answer."""
     try:
         trajectory.task.pil_images()
-    except (OSError, ValueError):
-        return Verdict(False, "corrupt image")
+    except CorruptImage as error:
+        return Verdict(False, f"corrupt image: {error.reason}")
     if is_replay(trajectory) and trajectory.tool_calls:
         return Verdict(False, "calls a tool where none was offered")
     if _final_answer(trajectory) is None:

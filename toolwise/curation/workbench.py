@@ -22,6 +22,21 @@ from toolwise.tools.search.settings import SearchSettings
 
 
 @dataclass(frozen=True, slots=True)
+class Inputs:
+    """What one curation is given, as paths or URIs.
+
+    Args:
+        rows: what to filter (Parquet).
+        model: a checkpoint, where a model is asked in process.
+        corpus: what `text_search` searches.
+    """
+
+    rows: str | Path
+    model: str | Path | None = None
+    corpus: str | Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Workbench:
     """What one curation works with.
 
@@ -66,26 +81,34 @@ class Workbench:
 
 @contextmanager
 def open_workbench(
-    model_dir: str | Path | None,
-    source: str | Path,
-    corpus: str | Path | None,
+    inputs: Inputs,
     out_dir: Path,
-    isolation: str,
     seed: int,
-    engine: Engine | None,
-    tools: Sequence[Tool] | None,
-    search: SearchSettings | None = None,
+    *,
+    isolation: str,
+    search: SearchSettings | None,
+    engine: Engine | None = None,
+    tools: Sequence[Tool] | None = None,
 ) -> Iterator[Workbench]:
     """Fetch the inputs and start what is not given; verdicts are kept if the block fails.
+
+    Args:
+        inputs: what to fetch.
+        out_dir: where the result will be; verdicts are kept beside it.
+        seed: the run's seed.
+        isolation: lowest sandbox level accepted.
+        search: the search tools; as the profile has it.
+        engine: the model, instead of one in process.
+        tools: instead of the python sandbox and `text_search` over the corpus.
 
     Raises:
         InputError: an input is missing, or another run is at work on the same output.
         BackendError: the sandbox cannot be had, or storage failed.
     """
-    model_path = local_copy(model_dir) if model_dir is not None else None
-    rows = local_copy(source)
-    corpus_path = local_copy(corpus) if corpus is not None else None
-    inputs = [content_stamp(path) for path in (model_path, rows, corpus_path) if path]
+    model_path = local_copy(inputs.model) if inputs.model is not None else None
+    rows = local_copy(inputs.rows)
+    corpus_path = local_copy(inputs.corpus) if inputs.corpus is not None else None
+    stamps = [content_stamp(path) for path in (model_path, rows, corpus_path) if path]
     verdicts = out_dir.absolute().parent / f".{out_dir.name}.work"
     lock = _lock(verdicts)
     opened: Sequence[Tool] = []
@@ -96,7 +119,7 @@ def open_workbench(
             engine = TransformersEngine.load(model_path)
         if tools is None:
             tools = opened = open_tools(corpus_path, isolation, CORES, search=search)
-        identity = (__version__, seed, engine.name if engine else "", inputs, search)
+        identity = (__version__, seed, engine.name if engine else "", stamps, search)
         yield Workbench(rows, engine, tools, seed, verdicts, identity)
         shutil.rmtree(verdicts)
     finally:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from PIL import Image
 
-from toolwise.errors import InputError
+from toolwise.data.image import decode_image
 
 Message = dict[str, Any]
 """One OpenAI-style chat message.
@@ -68,7 +66,7 @@ class Task:
         return "\n".join([self.question, *options])
 
     def pil_images(self) -> list[Image.Image]:
-        """The images decoded to RGB; raises `PIL.UnidentifiedImageError`/`OSError` if corrupt."""
+        """The images decoded to RGB; raises `CorruptImage`."""
         return [decode_image(data) for data in self.images]
 
 
@@ -83,26 +81,3 @@ class Trajectory:
     def tool_calls(self) -> int:
         """T, the number of tool calls the assistant made."""
         return sum(len(m.get("tool_calls") or ()) for m in self.messages)
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Encoded bytes to an RGB image, fully loaded; raises `OSError` where they are corrupt."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.convert("RGB")
-
-
-def encode_image(image: Image.Image) -> bytes:
-    """RGB image to PNG bytes (lossless, so that a re-execution compares equal)."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def data_uri(image: bytes) -> str:
-    """Encoded image bytes as `data:<type>;base64,…`; raises `InputError` where they are corrupt."""
-    try:
-        with Image.open(io.BytesIO(image)) as header:
-            kind = header.get_format_mimetype()
-    except OSError as error:
-        raise InputError(f"an image cannot be read: {error}") from error
-    return f"data:{kind};base64,{base64.b64encode(image).decode()}"

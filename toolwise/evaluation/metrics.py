@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from toolwise.agent import Rollout
 from toolwise.data import grade
 from toolwise.errors import InputError
-from toolwise.evaluation.statistics import mean_interval, wilson_interval
+from toolwise.statistics import mean_interval, wilson_interval
 
 Mode = Literal["greedy", "sampled", "tools_off"]
 """`greedy` and `sampled` have tools on; `tools_off` is the counterfactual."""

@@ -24,9 +24,9 @@ from toolwise.evaluation.metrics import (
     item_means,
     summarise,
 )
-from toolwise.evaluation.statistics import paired_bootstrap, wilson_interval
 from toolwise.promotion.evidence import Evaluation
 from toolwise.promotion.policy import GatePolicy
+from toolwise.statistics import paired_bootstrap, wilson_interval
 from toolwise.storage import atomic_file
 
 Reference = Literal["champion", "baseline"]

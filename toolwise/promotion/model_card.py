@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from toolwise.evaluation.labels import METRICS, MODE_LABELS
 from toolwise.evaluation.metrics import OVERALL, Metric, Summary
-from toolwise.evaluation.report.measures import METRICS, MODE_LABELS
 from toolwise.markdown import table
 from toolwise.promotion.gate import Decision
 from toolwise.promotion.lineage import Lineage, Stage

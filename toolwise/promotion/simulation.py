@@ -10,9 +10,9 @@ from bisect import bisect_left
 
 from scipy.stats import binom
 
-from toolwise.evaluation.statistics import paired_bootstrap, wilson_interval
 from toolwise.promotion.gate import at_least, at_most
 from toolwise.promotion.policy import GatePolicy
+from toolwise.statistics import paired_bootstrap, wilson_interval
 
 _NEGLIGIBLE = 1e-6
 """Probability of the outcomes that are left out at either end."""

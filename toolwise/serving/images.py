@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
-import io
 import ipaddress
 import socket
 import ssl
 from urllib.parse import unquote_to_bytes, urljoin
 
 import httpx
-from PIL import Image
 
+from toolwise.data import CorruptImage, open_image
 from toolwise.errors import InputError
 
 MAX_BYTES = 20 * 2**20
@@ -153,9 +152,11 @@ async def _limited_body(response: httpx.Response) -> bytes:
 
 def _check(data: bytes) -> None:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(data, FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"the image has more than {MAX_PIXELS:,} pixels")
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"the image cannot be read as {', '.join(FORMATS)}: {error}") from None
+    except CorruptImage as error:
+        raise InputError(
+            f"the image cannot be read as {', '.join(FORMATS)}: {error.reason}"
+        ) from None

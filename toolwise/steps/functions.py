@@ -299,7 +299,7 @@ def _two_items(evaluation: Path, benchmark: Path) -> tuple[Task, Task]:
 
 def report(step: Step) -> Outputs:
     """Bring the measurements, the decision and the answers together."""
-    from toolwise.evaluation.report import build_report
+    from toolwise.report import build_report
 
     facts = json.loads(step.settings)
     summary = build_report(

@@ -111,13 +111,11 @@ class ImageSearchSession:
 
 
 def _thumbnail(path: Path) -> bytes:
-    from PIL import Image
-
-    from toolwise.data import decode_image, encode_image
+    from toolwise.data import CorruptImage, decode_image, encode_image
 
     try:
         picture = decode_image(path.read_bytes())
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BackendError(f"the found picture {path} cannot be read: {error}") from error
+    except (OSError, CorruptImage) as error:
+        raise BackendError(f"the found picture {path} cannot be read ({error})") from error
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return encode_image(picture)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from toolwise.data.image import open_image
 from toolwise.errors import InputError
 
 MAX_BYTES = 128 * 2**20
@@ -117,14 +115,11 @@ class Pictures:
 
 
 def checked(image: bytes) -> bytes:
-    """The bytes themselves; raises `InputError` where they do not decode to a picture."""
+    """The bytes themselves; raises `InputError` where they are too many, or no picture."""
     if len(image) > MAX_BYTES:
         raise InputError(f"an image has more than {MAX_BYTES} bytes")
-    try:
-        with Image.open(io.BytesIO(image)) as picture:
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"an image cannot be decoded: {error}") from error
+    with open_image(image) as picture:
+        picture.load()
     return image
 
 

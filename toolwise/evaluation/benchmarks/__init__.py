@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import io
 import json
 import pkgutil
 import sys
@@ -19,10 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
-from PIL import Image
 from pydantic import ValidationError
 
-from toolwise.data import Task
+from toolwise.data import CorruptImage, Task, open_image
 from toolwise.data.parquet import Rejects, rejection_reason, table_rows, write_tasks
 from toolwise.errors import InputError
 from toolwise.evaluation.metrics import RolloutScore
@@ -205,10 +203,10 @@ def _check_images(task: Task) -> None:
     """Refuse pictures that are none; only headers are read, since some decode to 100 MB."""
     for place, image in enumerate(task.images):
         try:
-            with Image.open(io.BytesIO(image)):
+            with open_image(image):
                 pass
-        except (OSError, Image.DecompressionBombError) as error:
-            raise InputError(f"image {place} cannot be read: {error}") from error
+        except CorruptImage as error:
+            raise InputError(f"image {place} cannot be read: {error.reason}") from error
 
 
 def _rows(file: Path) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from toolwise.data import decode_image, encode_image
+from toolwise.data import CorruptImage, decode_image, encode_image
 from toolwise.errors import BackendError, InputError
 from toolwise.tools.base import ToolResult
 from toolwise.tools.output import plain_text
@@ -326,8 +326,8 @@ def _encoded(sizes: Any, blobs: list[bytearray], limits: SandboxLimits) -> tuple
 def _pixels(image: bytes) -> tuple[tuple[int, int], bytes]:
     try:
         decoded = decode_image(image)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"an image of the task can't be decoded: {error}") from error
+    except CorruptImage as error:
+        raise InputError(f"an image of the task can't be decoded: {error.reason}") from error
     return decoded.size, decoded.tobytes()
 
 

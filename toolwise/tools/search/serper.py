@@ -13,7 +13,6 @@ many requests 429; a free account's query with operators is 400 `Query pattern n
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 from pathlib import Path
@@ -156,7 +155,7 @@ def _joined(*parts: str | None) -> str:
 
 
 def _content_type(image: bytes) -> str:
-    from PIL import Image
+    from toolwise.data import open_image  # imports PIL
 
-    with Image.open(io.BytesIO(image)) as header:
+    with open_image(image) as header:
         return header.get_format_mimetype() or "application/octet-stream"

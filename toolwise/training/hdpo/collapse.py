@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from toolwise.evaluation.statistics import Interval, wilson_interval
+from toolwise.statistics import Interval, wilson_interval
 
 ALARM = "collapse_alarm"
 """Metric of a step: 1 while calls and accuracy have collapsed, 0 otherwise."""

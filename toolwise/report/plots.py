@@ -9,17 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from toolwise.evaluation.report import drawing
-from toolwise.evaluation.report.drawing import BACKGROUND, GRID, INK, MARKERS, MUTED, PALETTE
-from toolwise.evaluation.report.measures import (
-    MODE_LABELS,
-    STAGE_LABELS,
-    Report,
-    abilities,
-    label,
-    measure,
-    stages,
-)
+from toolwise.evaluation.labels import MODE_LABELS
+from toolwise.report import drawing
+from toolwise.report.drawing import BACKGROUND, GRID, INK, MARKERS, MUTED, PALETTE
+from toolwise.report.measures import STAGE_LABELS, Report, abilities, label, measure, stages
 
 _DARK = {
     INK: "#e6edf3",

@@ -9,16 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from toolwise.evaluation.report.measures import (
-    METRICS,
-    MODE_LABELS,
-    Report,
-    abilities,
-    label,
-    measure,
-    read_report,
-    stages,
-)
+from toolwise.evaluation.labels import METRICS, MODE_LABELS
+from toolwise.report.measures import Report, abilities, label, measure, read_report, stages
 
 _SHOWN = (
     "accuracy",

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from toolwise.evaluation.labels import MODE_LABELS
 from toolwise.evaluation.metrics import OVERALL, RolloutScore, item_means
-from toolwise.evaluation.report.measures import MODE_LABELS
-from toolwise.evaluation.statistics import paired_bootstrap
+from toolwise.statistics import paired_bootstrap
 
 _COMPARED: dict[str, Callable[[RolloutScore], float]] = {
     "accuracy": lambda row: row.correct,

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from toolwise.evaluation.labels import METRICS, MODE_LABELS
 from toolwise.evaluation.metrics import OVERALL, ToolsOnMode
-from toolwise.evaluation.report import drawing
-from toolwise.evaluation.report.drawing import BACKGROUND, MARKERS, MUTED, PALETTE
-from toolwise.evaluation.report.measures import METRICS, MODE_LABELS, STAGE_LABELS, Measure, label
+from toolwise.report import drawing
+from toolwise.report.drawing import BACKGROUND, MARKERS, MUTED, PALETTE
+from toolwise.report.measures import STAGE_LABELS, Measure, label
 
 SHOWN = ("accuracy", "tool_call_rate", "redundant_call_rate", "necessary_call_rate")
 

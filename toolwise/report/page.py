@@ -8,20 +8,11 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from toolwise.evaluation.report import plots
-from toolwise.evaluation.report.measures import (
-    METRICS,
-    MODE_LABELS,
-    Measure,
-    MetricLook,
-    Report,
-    abilities,
-    label,
-    measure,
-    stages,
-)
-from toolwise.evaluation.report.samples import Rollout, choose_items
+from toolwise.evaluation.labels import METRICS, MODE_LABELS, MetricLook
 from toolwise.pages import render
+from toolwise.report import plots
+from toolwise.report.measures import Measure, Report, abilities, label, measure, stages
+from toolwise.report.samples import Rollout, choose_items
 
 
 class Tile(NamedTuple):
@@ -36,7 +27,7 @@ class Tile(NamedTuple):
 def render_page(report: Report, samples: Mapping[str, list[Rollout]]) -> str:
     """The page, from the report and the sample rollouts of each stage."""
     return render(
-        "toolwise.evaluation.report",
+        "toolwise.report",
         "page.html",
         {"cell": _cell, "change": _change},
         report=report,

@@ -13,13 +13,14 @@ from typing import Any
 
 import toolwise
 from toolwise.errors import InputError
+from toolwise.evaluation.labels import MODE_LABELS
 from toolwise.evaluation.metrics import read_scores
-from toolwise.evaluation.report.changes import paired_changes
-from toolwise.evaluation.report.measures import MODE_LABELS, Report
-from toolwise.evaluation.report.page import render_page
-from toolwise.evaluation.report.plots import TRAINING_PANELS
-from toolwise.evaluation.report.samples import read_samples
 from toolwise.promotion.gate import Decision
+from toolwise.report.changes import paired_changes
+from toolwise.report.measures import Report
+from toolwise.report.page import render_page
+from toolwise.report.plots import TRAINING_PANELS
+from toolwise.report.samples import read_samples
 from toolwise.storage import atomic_file
 
 _PACKAGES = ("torch", "transformers", "trl", "kfp", "mlflow", "kserve")

@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from toolwise.errors import InputError
+from toolwise.evaluation.labels import METRICS
 from toolwise.evaluation.metrics import OVERALL, Metric
-from toolwise.evaluation.report.measures import METRICS
 from toolwise.markdown import table as markdown_table
 
 PUBLISHED = "published, not measured here"

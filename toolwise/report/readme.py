@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from toolwise.evaluation.report.measures import METRICS, Report, label, measure, stages
+from toolwise.evaluation.labels import METRICS
 from toolwise.markdown import fill, table
+from toolwise.report.measures import Report, label, measure, stages
 
 _COLUMNS = (
     ("redundant_call_rate", "greedy"),

@@ -1,4 +1,4 @@
-"""`python -m toolwise.evaluation.report`: print reports, draw the picture, fill in a README."""
+"""`python -m toolwise.report`: print reports, draw the picture, fill in a README."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from rich.console import Console
 
 from toolwise.errors import ToolwiseError
-from toolwise.evaluation.report.measures import read_report
-from toolwise.evaluation.report.plots import accuracy_against_calls
-from toolwise.evaluation.report.readme import write_results
-from toolwise.evaluation.report.terminal import print_report
+from toolwise.report.measures import read_report
+from toolwise.report.plots import accuracy_against_calls
+from toolwise.report.readme import write_results
+from toolwise.report.terminal import print_report
 from toolwise.storage import atomic_file
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m toolwise.evaluation.report")
+    parser = argparse.ArgumentParser(prog="python -m toolwise.report")
     parser.add_argument("reports", nargs="+", type=Path, metavar="report.json", help="one per seed")
     parser.add_argument(
         "--picture", type=Path, help="write accuracy against calls of the first report, as SVG"

@@ -1,0 +1,19 @@
+"""Where artifacts live: local paths, `s3://` and `hf://`, and writing that is all or nothing."""
+
+from toolwise.storage.atomic import atomic_directory, atomic_file
+from toolwise.storage.content import cache_path, content_digest
+from toolwise.storage.places import local_copy, local_files, publish
+from toolwise.storage.s3 import INCOMPLETE, s3_transient, signed_url
+
+__all__ = [
+    "INCOMPLETE",
+    "atomic_directory",
+    "atomic_file",
+    "cache_path",
+    "content_digest",
+    "local_copy",
+    "local_files",
+    "publish",
+    "s3_transient",
+    "signed_url",
+]
