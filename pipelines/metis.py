@@ -75,7 +75,7 @@ def metis(profile: "Profile") -> GraphComponent:
             seed: seed of every step.
         """
         placement = Placement(profile)
-        with dsl.ExitHandler(placement.light(finish(), cached=False), name="run"):
+        with dsl.ExitHandler(placement.light(finish(last="report"), cached=False), name="run"):
             _steps(placement, profile, seed)
 
     return pipeline
