@@ -6,6 +6,8 @@ Commands import what they need when they run, so that help and completion stay q
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -99,7 +101,7 @@ class Commands(TyperGroup):
             stderr.print(
                 Text.assemble(("Error: ", "bold red"), (str(error), "red")), soft_wrap=True
             )
-            raise typer.Exit(1) from None
+            raise typer.Exit(error.exit_status) from None
 
 
 app = typer.Typer(
@@ -189,28 +191,30 @@ def submit(
     """
     from pipelines.metis import compile_pipeline
     from pipelines.submission.following import how_to_go_on
-    from pipelines.submit import kubeflow_of, open_server, submit_pipeline
-    from toolwise.profile import load_profile
+    from pipelines.submit import open_server, submit_pipeline
 
-    kubeflow_of(load_profile(profile))
-    settings = _profile(profile, registry)
-    _estimate(settings)
+    settings = _submitted_profile(profile, registry)
     if dry_run:
+        _estimate(settings)
         path = Path("build") / f"metis-{settings.name}.yaml"
         compile_pipeline(settings, path)
         stdout.print(f"Wrote {path}", soft_wrap=True)
-    if not skip_preflight:
-        _preflight(settings)
-    if dry_run:
+        if not skip_preflight:
+            _preflight(settings)
         stdout.print("Nothing was submitted")
         return
     with open_server(host) as api:
+        _estimate(settings)
+        if not skip_preflight:
+            _preflight(settings)
         submitted = submit_pipeline(settings, settings.seed if seed is None else seed, api)
-        stdout.print(f"Submitted {submitted.name}: {submitted.link}", soft_wrap=True)
+        page = api.server.page(submitted.run_id, lasting=not follow)
+        stdout.print(f"Submitted {submitted.name}: {page}", soft_wrap=True)
+        again = _following(submitted.run_id, profile, host)
         if follow:
-            _follow(settings, submitted.run_id, api)
+            _follow(settings, submitted.run_id, api, again)
         else:
-            stdout.print(how_to_go_on(submitted.run_id, settings.name), soft_wrap=True)
+            stdout.print(how_to_go_on(again), soft_wrap=True)
 
 
 @app.command("follow", rich_help_panel=RUN)
@@ -219,38 +223,60 @@ def follow_(
     profile: ProfileOption = "qwen3-vl-8b",
     host: HostOption = None,
 ) -> None:
-    """Follow a submitted run to its end."""
-    from pipelines.submit import kubeflow_of, link_of, open_server
-    from toolwise.profile import load_profile
+    """Follow a submitted run to its end.
 
-    settings = load_profile(profile)
-    kubeflow_of(settings)
-    with open_server(host) as api:
-        stdout.print(f"Following {link_of(api.server, run_id)}", soft_wrap=True)
-        _follow(settings, run_id, api)
+    Exits 1 where the run failed, and 3 where it could not be followed to its end.
+    """
+    from pipelines.submission.following import in_sight
+    from pipelines.submit import open_server
+
+    settings = _submitted_profile(profile)
+    again = _following(run_id, profile, host)
+    with in_sight(again), open_server(host) as api:
+        stdout.print(f"Following {api.server.page(run_id)}", soft_wrap=True)
+        _follow(settings, run_id, api, again)
 
 
-def _follow(profile: Profile, run_id: str, api: PipelinesApi) -> None:
+def _following(run_id: str, profile: str, host: str | None) -> str:
+    """The command that follows a run, with the profile and the server that were named for it."""
+    named = [] if host is None else ["--host", host]
+    return shlex.join([*_program(), "follow", run_id, "--profile", profile, *named])
+
+
+def _program() -> list[str]:
+    """How this program was started, for a person to start it again."""
+    script = Path(sys.argv[0])
+    if script.name != "toolwise":
+        return [sys.executable, "-m", "toolwise.cli"]
+    found = shutil.which("toolwise")
+    return ["toolwise" if found and Path(found).samefile(script) else str(script)]
+
+
+def _follow(profile: Profile, run_id: str, api: PipelinesApi, again: str) -> None:
     """Follow a run; Ctrl-C leaves it going."""
     from pipelines.submission.following import how_to_go_on
     from pipelines.submit import follow_run
 
     try:
-        follow_run(profile, run_id, api, stdout)
+        follow_run(profile, run_id, api, stdout, again)
     except KeyboardInterrupt:
-        stdout.print(how_to_go_on(run_id, profile.name), soft_wrap=True)
+        stdout.print(how_to_go_on(again), soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+def _submitted_profile(name: str, registry: str | None = None) -> Profile:
+    """A profile that says how to run on Kubeflow, its images from another registry if so named."""
+    from pipelines.submit import kubeflow_of
+    from toolwise.profile import load_profile
+
+    kubeflow_of(load_profile(name))
+    return _profile(name, registry)
 
 
 @app.command(rich_help_panel=RUN)
 def preflight(profile: ProfileOption = "qwen3-vl-8b", registry: RegistryOption = None) -> None:
     """Check that the cluster has what a profile needs, and say how to mend what it lacks."""
-    from pipelines.submit import kubeflow_of
-    from toolwise.profile import load_profile
-
-    kubeflow_of(load_profile(profile))
-    settings = _profile(profile, registry)
-    if not _preflight(settings):
+    if not _preflight(_submitted_profile(profile, registry)):
         raise typer.Exit(1)
 
 
