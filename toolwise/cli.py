@@ -276,19 +276,28 @@ def _submitted_profile(name: str, registry: str | None = None) -> Profile:
 @app.command(rich_help_panel=RUN)
 def preflight(profile: ProfileOption = "qwen3-vl-8b", registry: RegistryOption = None) -> None:
     """Check that the cluster has what a profile needs, and say how to mend what it lacks."""
-    if not _preflight(_submitted_profile(profile, registry)):
-        raise typer.Exit(1)
-
-
-def _preflight(profile: Profile) -> bool:
-    """Check the cluster, where there is one to ask; raises `InputError` where something lacks."""
-    from pipelines.preflight import Unreachable, check, print_findings
+    from pipelines.preflight import Unreachable
 
     try:
-        findings = check(profile)
+        _check_cluster(_submitted_profile(profile, registry))
+    except Unreachable as why:
+        raise InputError(f"there is no cluster to check: {why}") from None
+
+
+def _preflight(profile: Profile) -> None:
+    """Check the cluster, where there is one to ask; raises `InputError` where something lacks."""
+    from pipelines.preflight import Unreachable
+
+    try:
+        _check_cluster(profile)
     except Unreachable as why:
         stderr.print(Text(f"Preflight skipped: {why}", style="yellow"), soft_wrap=True)
-        return False
+
+
+def _check_cluster(profile: Profile) -> None:
+    from pipelines.preflight import check, print_findings
+
+    findings = check(profile)
     print_findings(findings, stdout)
     missing = [finding.what for finding in findings if finding.verdict == "missing"]
     if missing:
@@ -296,7 +305,6 @@ def _preflight(profile: Profile) -> bool:
             f"the cluster lacks {len(missing)} of what profile {profile.name} needs: "
             f"{', '.join(missing)}"
         )
-    return True
 
 
 @app.command(rich_help_panel=RUN)
