@@ -17,6 +17,7 @@ COMMA := ,
 DEPLOYED := runs/$(PROFILE)/steps/deploy
 # Only one that is named: the default is where `make images` builds, not where a cluster pulls.
 REGISTRY_OPTION := $(if $(filter-out file,$(origin REGISTRY)),--registry $(REGISTRY))
+TAG_OPTION := $(if $(filter-out file,$(origin TAG)),--tag $(TAG))
 SEED_OPTION := $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
@@ -92,8 +93,8 @@ compile: setup ## write build/metis-<profile>.yaml for every profile
 	done
 
 submit-pipeline: PROFILE := $(if $(filter demo,$(PROFILE)),qwen3-vl-8b,$(PROFILE))
-submit-pipeline: setup ## submit to Kubeflow Pipelines (KFP_HOST, or found) and follow the run; PROFILE=…, REGISTRY=…
-	$(BIN)/toolwise submit --profile $(PROFILE) $(SEED_OPTION) $(REGISTRY_OPTION)
+submit-pipeline: setup ## submit to Kubeflow Pipelines (KFP_HOST, or found) and follow the run; PROFILE=…, REGISTRY=…, TAG=…
+	$(BIN)/toolwise submit --profile $(PROFILE) $(SEED_OPTION) $(REGISTRY_OPTION) $(TAG_OPTION)
 
 # The first that works: a docker without its daemon is passed over. Without `--format docker`,
 # podman and buildah would drop the health checks.

@@ -42,6 +42,9 @@ RegistryOption = Annotated[
     str | None,
     typer.Option(help="Registry that Toolwise's images are pulled from; as the profile has it."),
 ]
+TagOption = Annotated[
+    str | None, typer.Option(help="Tag of Toolwise's images there; as the profile has it.")
+]
 SeedOption = Annotated[
     int | None, typer.Option(min=0, max=2**31 - 1, help="Seed; the profile's own by default.")
 ]
@@ -130,25 +133,30 @@ def run(
 @app.command("compile", rich_help_panel=RUN)
 def compile_(
     profile: ProfileOption = "demo",
-    output: Annotated[
-        Path | None, typer.Option(help="File to write; build/metis-<profile>.yaml by default.")
+    out: Annotated[
+        Path | None,
+        typer.Option(help="YAML file to write; build/metis-<profile>.yaml by default."),
     ] = None,
     registry: RegistryOption = None,
+    tag: TagOption = None,
 ) -> None:
     """Compile the pipeline to Kubeflow's IR YAML."""
     from pipelines.metis import compile_pipeline
+    from toolwise.profile import load_profile
 
-    settings = _profile(profile, registry)
-    path = output or Path("build") / f"metis-{settings.name}.yaml"
+    settings = _with_images(load_profile(profile), registry, tag)
+    path = out or Path("build") / f"metis-{settings.name}.yaml"
     compile_pipeline(settings, path)
     stdout.print(f"Wrote {path}", soft_wrap=True)
 
 
-def _profile(name: str, registry: str | None) -> Profile:
-    from toolwise.profile import load_profile
+def _with_images(profile: Profile, registry: str | None, tag: str | None) -> Profile:
+    """The profile with its images as they were named, where they were."""
+    from toolwise.profile import REGISTRY
 
-    settings = load_profile(name)
-    return settings if registry is None else settings.at_registry(registry)
+    if registry is None and tag is None:
+        return profile
+    return profile.at_registry(REGISTRY if registry is None else registry, tag)
 
 
 @app.command(rich_help_panel=RUN)
@@ -184,6 +192,7 @@ def submit(
         bool, typer.Option("--skip-preflight", help="Do not check the cluster first.")
     ] = False,
     registry: RegistryOption = None,
+    tag: TagOption = None,
 ) -> None:
     """Submit the pipeline to a Kubeflow Pipelines server, and follow the run.
 
@@ -193,7 +202,7 @@ def submit(
     from pipelines.submission.following import how_to_go_on
     from pipelines.submit import open_server, submit_pipeline
 
-    settings = _submitted_profile(profile, registry)
+    settings = _with_images(_submitted_profile(profile), registry, tag)
     if dry_run:
         _estimate(settings)
         path = Path("build") / f"metis-{settings.name}.yaml"
@@ -264,22 +273,27 @@ def _follow(profile: Profile, run_id: str, api: PipelinesApi, again: str) -> Non
         raise typer.Exit(130) from None
 
 
-def _submitted_profile(name: str, registry: str | None = None) -> Profile:
-    """A profile that says how to run on Kubeflow, its images from another registry if so named."""
+def _submitted_profile(name: str) -> Profile:
+    """A profile that says how to run on Kubeflow."""
     from pipelines.submit import kubeflow_of
     from toolwise.profile import load_profile
 
-    kubeflow_of(load_profile(name))
-    return _profile(name, registry)
+    profile = load_profile(name)
+    kubeflow_of(profile)
+    return profile
 
 
 @app.command(rich_help_panel=RUN)
-def preflight(profile: ProfileOption = "qwen3-vl-8b", registry: RegistryOption = None) -> None:
+def preflight(
+    profile: ProfileOption = "qwen3-vl-8b",
+    registry: RegistryOption = None,
+    tag: TagOption = None,
+) -> None:
     """Check that the cluster has what a profile needs, and say how to mend what it lacks."""
     from pipelines.preflight import Unreachable
 
     try:
-        _check_cluster(_submitted_profile(profile, registry))
+        _check_cluster(_with_images(_submitted_profile(profile), registry, tag))
     except Unreachable as why:
         raise InputError(f"there is no cluster to check: {why}") from None
 

@@ -428,6 +428,18 @@ def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "Error: there is no cluster to check: Kubernetes at" in result.output
 
 
+@pytest.mark.parametrize("text", ["- a list", "just words", "clusters: [{name: x}]", "a: [", "\0"])
+def test_a_file_that_is_no_kubeconfig_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+):
+    file = tmp_path / "kubeconfig"
+    file.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    result = CliRunner().invoke(app, ["preflight"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: there is no cluster to check")
+
+
 def test_commands_are_printed_whole(tmp_path: Path):
     console = Console(file=io.StringIO(), width=40)
     command = "kubectl create secret generic a-name --namespace a-namespace --from-literal=KEY=…"
