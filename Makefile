@@ -11,15 +11,17 @@ REGISTRY ?= localhost/toolwise
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' toolwise/__init__.py)
 TAG ?= $(VERSION)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+PINS ?= constraints-trainer.txt
 IMAGES ?= trainer rollout operator agent sandbox
 COMMA := ,
 DEPLOYED := runs/$(PROFILE)/steps/deploy
 # Only one that is named: the default is where `make images` builds, not where a cluster pulls.
 REGISTRY_OPTION := $(if $(filter-out file,$(origin REGISTRY)),--registry $(REGISTRY))
+TAG_OPTION := $(if $(filter-out file,$(origin TAG)),--tag $(TAG))
 SEED_OPTION := $(if $(SEED),--seed $(SEED))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox demo test test-services test-images browser lint bench compile submit-pipeline images serve stop mlflow-ui clean
+.PHONY: help setup sandbox demo test test-services test-images pin-trainer browser lint bench compile submit-pipeline images serve stop mlflow-ui clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,7 +65,18 @@ test-services: setup ## storage and tracking tests against real PostgreSQL and S
 	$(BIN)/python tests/services/run.py
 
 test-images: setup ## build images with buildah, run them in podman, record size and time (root, Debian)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[images]'
 	$(BIN)/python -m tests.images
+
+# vLLM holds back FastAPI and numpy. Wheels only: the image's builder has no compiler. What stands in
+# the file already stays as it is where it can.
+pin-trainer: setup ## resolve what the trainer image installs: constraints-trainer.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[images]'
+	sed -n 's/^ARG VLLM=/vllm==/p' components/Dockerfile | $(BIN)/uv pip compile --quiet --no-config \
+		--constraints <(grep -vE '^(fastapi|numpy)==' constraints.txt) --extra train --extra pipeline \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_36 \
+		--only-binary :all: --no-binary kfp-server-api \
+		--no-annotate --custom-compile-command 'make pin-trainer' --output-file $(PINS) pyproject.toml -
 
 lint: setup ## ruff, pyright, the Helm chart and what it renders to
 	$(BIN)/ruff check .
@@ -80,8 +93,8 @@ compile: setup ## write build/metis-<profile>.yaml for every profile
 	done
 
 submit-pipeline: PROFILE := $(if $(filter demo,$(PROFILE)),qwen3-vl-8b,$(PROFILE))
-submit-pipeline: setup ## submit to Kubeflow Pipelines (KFP_HOST, or found) and follow the run; PROFILE=…, REGISTRY=…
-	$(BIN)/toolwise submit --profile $(PROFILE) $(SEED_OPTION) $(REGISTRY_OPTION)
+submit-pipeline: setup ## submit to Kubeflow Pipelines (KFP_HOST, or found) and follow the run; PROFILE=…, REGISTRY=…, TAG=…
+	$(BIN)/toolwise submit --profile $(PROFILE) $(SEED_OPTION) $(REGISTRY_OPTION) $(TAG_OPTION)
 
 # The first that works: a docker without its daemon is passed over. Without `--format docker`,
 # podman and buildah would drop the health checks.

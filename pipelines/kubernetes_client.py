@@ -31,4 +31,7 @@ def kubernetes_client() -> k8s.ApiClient:
             config.load_incluster_config(client_configuration=settings)
     except (config.ConfigException, OSError) as error:
         raise NoCluster(f"no cluster is configured here: {error}") from None
+    except Exception as error:
+        # What the package makes of a file that is no kubeconfig depends on what it is instead.
+        raise NoCluster(f"{file} is no kubeconfig: {type(error).__name__}: {error}") from None
     return k8s.ApiClient(settings)

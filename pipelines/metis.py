@@ -25,7 +25,9 @@ from components.report.component import report
 from components.train_hdpo.component import train_hdpo
 from components.train_sft.component import train_sft
 from pipelines.placement import Placement
-from toolwise.evaluation.benchmarks import benchmark_names
+from toolwise.errors import InputError
+from toolwise.profile import benchmarks_of
+from toolwise.storage import atomic_file
 
 # Annotations are quoted one by one: Kubeflow reads those of a pipeline function as they stand.
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def metis(profile: "Profile") -> GraphComponent:
             seed: seed of every step.
         """
         placement = Placement(profile)
-        with dsl.ExitHandler(placement.light(finish(), cached=False), name="run"):
+        with dsl.ExitHandler(placement.light(finish(last="report"), cached=False), name="run"):
             _steps(placement, profile, seed)
 
     return pipeline
@@ -206,14 +208,27 @@ def _benchmarks(profile: "Profile") -> list[str]:
     published = profile.data.published
     if profile.kubeflow is None or published is None:
         return []
-    known = benchmark_names()
-    names = [one.path if one.path in known else one.source for one in published.benchmark]
-    # Whose items a file of tasks holds is not known before it is read.
-    several = len(set(names)) > 1 and all(name in known for name in names)
-    return sorted({name for name in names if name}) if several else []
+    names = set(benchmarks_of(published))
+    several = len(names) > 1 and None not in names
+    return sorted(name for name in names if name) if several else []
 
 
 def compile_pipeline(profile: "Profile", path: Path) -> None:
-    """Write the pipeline of `profile` as IR YAML; the same profile gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(metis(profile), str(path))
+    """Write the pipeline of `profile` as IR YAML; the same profile gives the same bytes.
+
+    Raises:
+        InputError: no such file can be written.
+    """
+    write_pipeline(metis(profile), path)
+
+
+def write_pipeline(pipeline: GraphComponent, path: Path) -> None:
+    """Write a pipeline as IR YAML; raises `InputError` where no such file can be written."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{path}: a compiled pipeline is a YAML file; name one that ends in .yaml")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as partial:
+            compiler.Compiler().compile(pipeline, str(partial))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None

@@ -15,20 +15,20 @@ from rich.console import Console
 from pipelines.metis import compile_pipeline, step_names
 from pipelines.submission.api import PipelinesApi
 from pipelines.submission.authentication import credentials
-from pipelines.submission.following import Follower
+from pipelines.submission.following import Follower, in_sight
+from pipelines.submission.places import places
 from pipelines.submission.pod_logs import PodLogs
-from pipelines.submission.server import NAMESPACE, Server, find_server
-from toolwise.errors import InputError, ToolwiseError
+from pipelines.submission.server import NAMESPACE, find_server
+from toolwise.errors import InputError
 from toolwise.profile import KubeflowSettings, Profile
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A run that has been started: its name, id, and address in the Kubeflow UI."""
+    """A run that has been started: its name and id."""
 
     name: str
     run_id: str
-    link: str
 
 
 @contextmanager
@@ -52,8 +52,8 @@ def kubeflow_of(profile: Profile) -> KubeflowSettings:
     """The section `kubeflow`; raises `InputError` where the profile runs locally only."""
     if profile.kubeflow is None:
         raise InputError(
-            f"profile {profile.name!r} has no section `kubeflow`, so it runs on this machine only: "
-            f"make demo PROFILE={profile.name}"
+            f"profile {profile.name!r} has no section `kubeflow`, so it runs on this machine only, "
+            "by the command `run`"
         )
     return profile.kubeflow
 
@@ -103,41 +103,32 @@ def submit_pipeline(profile: Profile, seed: int, api: PipelinesApi) -> Submitted
     if kubeflow.service_account:
         run["service_account"] = kubeflow.service_account
     run_id = api.start(run)
-    return Submitted(run_name, run_id, link_of(api.server, run_id))
+    return Submitted(run_name, run_id)
 
 
-def link_of(server: Server, run_id: str) -> str:
-    """The run's page in the Kubeflow UI."""
-    return f"{server.url}/#/runs/details/{run_id}"
+def follow_run(
+    profile: Profile, run_id: str, api: PipelinesApi, console: Console, again: str
+) -> None:
+    """Follow a run to its end, and say where its results are, however it ended.
 
-
-def follow_run(profile: Profile, run_id: str, api: PipelinesApi, console: Console) -> None:
-    """Follow a run to its end, and say where its results are.
+    Args:
+        profile: the run's.
+        run_id: its id.
+        api: the server.
+        console: where to show it.
+        again: the command that follows it again.
 
     Raises:
         RunFailed: the run failed, or somebody stopped it.
-        BackendError: the server stayed away; the run goes on.
+        LostSight: the server stayed away or turned us away; the run goes on.
+        InputError: there is no such run.
     """
-    logs = PodLogs(run_namespace(profile, api.multi_user()), run_id)
-    Follower(api, run_id, profile.name, step_names(profile), console, logs).follow()
-    for name, place in _places(profile, run_id).items():
-        console.print(f"{name + ':':10}{place}", soft_wrap=True, markup=False)
-
-
-def _places(profile: Profile, run_id: str) -> dict[str, str]:
-    kubeflow = kubeflow_of(profile)
-    places = {
-        "MLflow": f"{kubeflow.tracking_uri}   experiment {profile.name}, run {run_id}",
-    }
-    if kubeflow.serving is None:
-        return places
-    name, namespace = profile.serve.name, kubeflow.serving.namespace
-    look = f"kubectl get inferenceservice {name} --namespace {namespace}"
+    succeeded = False
     try:
-        from toolwise.serving.kubernetes_api import InferenceServices
-
-        found = InferenceServices(namespace).get(name)
-    except ToolwiseError:
-        return {**places, "Endpoint": look}
-    url = (found or {}).get("status", {}).get("url")
-    return {**places, "Endpoint": f"{url}/openai/v1" if url else f"none is there ({look})"}
+        with in_sight(again):
+            logs = PodLogs(run_namespace(profile, api.multi_user()), run_id)
+        Follower(api, run_id, again, step_names(profile), console, logs).follow()
+        succeeded = True
+    finally:
+        for name, place in places(profile, run_id, succeeded=succeeded):
+            console.print(f"{name + ':':10}{place}", soft_wrap=True, markup=False)

@@ -6,6 +6,8 @@ Commands import what they need when they run, so that help and completion stay q
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,6 +41,9 @@ ProfileOption = Annotated[
 RegistryOption = Annotated[
     str | None,
     typer.Option(help="Registry that Toolwise's images are pulled from; as the profile has it."),
+]
+TagOption = Annotated[
+    str | None, typer.Option(help="Tag of Toolwise's images there; as the profile has it.")
 ]
 SeedOption = Annotated[
     int | None, typer.Option(min=0, max=2**31 - 1, help="Seed; the profile's own by default.")
@@ -99,7 +104,7 @@ class Commands(TyperGroup):
             stderr.print(
                 Text.assemble(("Error: ", "bold red"), (str(error), "red")), soft_wrap=True
             )
-            raise typer.Exit(1) from None
+            raise typer.Exit(error.exit_status) from None
 
 
 app = typer.Typer(
@@ -128,25 +133,30 @@ def run(
 @app.command("compile", rich_help_panel=RUN)
 def compile_(
     profile: ProfileOption = "demo",
-    output: Annotated[
-        Path | None, typer.Option(help="File to write; build/metis-<profile>.yaml by default.")
+    out: Annotated[
+        Path | None,
+        typer.Option(help="YAML file to write; build/metis-<profile>.yaml by default."),
     ] = None,
     registry: RegistryOption = None,
+    tag: TagOption = None,
 ) -> None:
     """Compile the pipeline to Kubeflow's IR YAML."""
     from pipelines.metis import compile_pipeline
+    from toolwise.profile import load_profile
 
-    settings = _profile(profile, registry)
-    path = output or Path("build") / f"metis-{settings.name}.yaml"
+    settings = _with_images(load_profile(profile), registry, tag)
+    path = out or Path("build") / f"metis-{settings.name}.yaml"
     compile_pipeline(settings, path)
     stdout.print(f"Wrote {path}", soft_wrap=True)
 
 
-def _profile(name: str, registry: str | None) -> Profile:
-    from toolwise.profile import load_profile
+def _with_images(profile: Profile, registry: str | None, tag: str | None) -> Profile:
+    """The profile with its images as they were named, where they were."""
+    from toolwise.profile import REGISTRY
 
-    settings = load_profile(name)
-    return settings if registry is None else settings.at_registry(registry)
+    if registry is None and tag is None:
+        return profile
+    return profile.at_registry(REGISTRY if registry is None else registry, tag)
 
 
 @app.command(rich_help_panel=RUN)
@@ -182,6 +192,7 @@ def submit(
         bool, typer.Option("--skip-preflight", help="Do not check the cluster first.")
     ] = False,
     registry: RegistryOption = None,
+    tag: TagOption = None,
 ) -> None:
     """Submit the pipeline to a Kubeflow Pipelines server, and follow the run.
 
@@ -189,28 +200,30 @@ def submit(
     """
     from pipelines.metis import compile_pipeline
     from pipelines.submission.following import how_to_go_on
-    from pipelines.submit import kubeflow_of, open_server, submit_pipeline
-    from toolwise.profile import load_profile
+    from pipelines.submit import open_server, submit_pipeline
 
-    kubeflow_of(load_profile(profile))
-    settings = _profile(profile, registry)
-    _estimate(settings)
+    settings = _with_images(_submitted_profile(profile), registry, tag)
     if dry_run:
+        _estimate(settings)
         path = Path("build") / f"metis-{settings.name}.yaml"
         compile_pipeline(settings, path)
         stdout.print(f"Wrote {path}", soft_wrap=True)
-    if not skip_preflight:
-        _preflight(settings)
-    if dry_run:
+        if not skip_preflight:
+            _preflight(settings)
         stdout.print("Nothing was submitted")
         return
     with open_server(host) as api:
+        _estimate(settings)
+        if not skip_preflight:
+            _preflight(settings)
         submitted = submit_pipeline(settings, settings.seed if seed is None else seed, api)
-        stdout.print(f"Submitted {submitted.name}: {submitted.link}", soft_wrap=True)
+        page = api.server.page(submitted.run_id, lasting=not follow)
+        stdout.print(f"Submitted {submitted.name}: {page}", soft_wrap=True)
+        again = _following(submitted.run_id, profile, host)
         if follow:
-            _follow(settings, submitted.run_id, api)
+            _follow(settings, submitted.run_id, api, again)
         else:
-            stdout.print(how_to_go_on(submitted.run_id, settings.name), soft_wrap=True)
+            stdout.print(how_to_go_on(again), soft_wrap=True)
 
 
 @app.command("follow", rich_help_panel=RUN)
@@ -219,50 +232,86 @@ def follow_(
     profile: ProfileOption = "qwen3-vl-8b",
     host: HostOption = None,
 ) -> None:
-    """Follow a submitted run to its end."""
-    from pipelines.submit import kubeflow_of, link_of, open_server
-    from toolwise.profile import load_profile
+    """Follow a submitted run to its end.
 
-    settings = load_profile(profile)
-    kubeflow_of(settings)
-    with open_server(host) as api:
-        stdout.print(f"Following {link_of(api.server, run_id)}", soft_wrap=True)
-        _follow(settings, run_id, api)
+    Exits 1 where the run failed, and 3 where it could not be followed to its end.
+    """
+    from pipelines.submission.following import in_sight
+    from pipelines.submit import open_server
+
+    settings = _submitted_profile(profile)
+    again = _following(run_id, profile, host)
+    with in_sight(again), open_server(host) as api:
+        stdout.print(f"Following {api.server.page(run_id)}", soft_wrap=True)
+        _follow(settings, run_id, api, again)
 
 
-def _follow(profile: Profile, run_id: str, api: PipelinesApi) -> None:
+def _following(run_id: str, profile: str, host: str | None) -> str:
+    """The command that follows a run, with the profile and the server that were named for it."""
+    named = [] if host is None else ["--host", host]
+    return shlex.join([*_program(), "follow", run_id, "--profile", profile, *named])
+
+
+def _program() -> list[str]:
+    """How this program was started, for a person to start it again."""
+    script = Path(sys.argv[0])
+    if script.name != "toolwise":
+        return [sys.executable, "-m", "toolwise.cli"]
+    found = shutil.which("toolwise")
+    return ["toolwise" if found and Path(found).samefile(script) else str(script)]
+
+
+def _follow(profile: Profile, run_id: str, api: PipelinesApi, again: str) -> None:
     """Follow a run; Ctrl-C leaves it going."""
     from pipelines.submission.following import how_to_go_on
     from pipelines.submit import follow_run
 
     try:
-        follow_run(profile, run_id, api, stdout)
+        follow_run(profile, run_id, api, stdout, again)
     except KeyboardInterrupt:
-        stdout.print(how_to_go_on(run_id, profile.name), soft_wrap=True)
+        stdout.print(how_to_go_on(again), soft_wrap=True)
         raise typer.Exit(130) from None
 
 
-@app.command(rich_help_panel=RUN)
-def preflight(profile: ProfileOption = "qwen3-vl-8b", registry: RegistryOption = None) -> None:
-    """Check that the cluster has what a profile needs, and say how to mend what it lacks."""
+def _submitted_profile(name: str) -> Profile:
+    """A profile that says how to run on Kubeflow."""
     from pipelines.submit import kubeflow_of
     from toolwise.profile import load_profile
 
-    kubeflow_of(load_profile(profile))
-    settings = _profile(profile, registry)
-    if not _preflight(settings):
-        raise typer.Exit(1)
+    profile = load_profile(name)
+    kubeflow_of(profile)
+    return profile
 
 
-def _preflight(profile: Profile) -> bool:
-    """Check the cluster, where there is one to ask; raises `InputError` where something lacks."""
-    from pipelines.preflight import Unreachable, check, print_findings
+@app.command(rich_help_panel=RUN)
+def preflight(
+    profile: ProfileOption = "qwen3-vl-8b",
+    registry: RegistryOption = None,
+    tag: TagOption = None,
+) -> None:
+    """Check that the cluster has what a profile needs, and say how to mend what it lacks."""
+    from pipelines.preflight import Unreachable
 
     try:
-        findings = check(profile)
+        _check_cluster(_with_images(_submitted_profile(profile), registry, tag))
+    except Unreachable as why:
+        raise InputError(f"there is no cluster to check: {why}") from None
+
+
+def _preflight(profile: Profile) -> None:
+    """Check the cluster, where there is one to ask; raises `InputError` where something lacks."""
+    from pipelines.preflight import Unreachable
+
+    try:
+        _check_cluster(profile)
     except Unreachable as why:
         stderr.print(Text(f"Preflight skipped: {why}", style="yellow"), soft_wrap=True)
-        return False
+
+
+def _check_cluster(profile: Profile) -> None:
+    from pipelines.preflight import check, print_findings
+
+    findings = check(profile)
     print_findings(findings, stdout)
     missing = [finding.what for finding in findings if finding.verdict == "missing"]
     if missing:
@@ -270,7 +319,6 @@ def _preflight(profile: Profile) -> bool:
             f"the cluster lacks {len(missing)} of what profile {profile.name} needs: "
             f"{', '.join(missing)}"
         )
-    return True
 
 
 @app.command(rich_help_panel=RUN)

@@ -4,6 +4,9 @@
 class ToolwiseError(Exception):
     """Base of every error that ends a command; the CLI prints it without a traceback."""
 
+    exit_status = 1
+    """What the command exits with."""
+
 
 class InputError(ToolwiseError):
     """A file, row, field, flag or profile the user gave is wrong."""

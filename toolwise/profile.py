@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from toolwise.curation.rl import RlCurationSettings
 from toolwise.curation.sft import SftCurationSettings
 from toolwise.errors import InputError
+from toolwise.evaluation.benchmarks import benchmark_names
 from toolwise.evaluation.settings import EvaluationSettings
+from toolwise.kubernetes_fields import (
+    Cores,
+    ImageName,
+    Memory,
+    Name,
+    Namespace,
+    ResourceName,
+)
 from toolwise.preparation import PublishedData
 from toolwise.promotion.policy import GatePolicy
 from toolwise.serving.cluster import ClusterSettings, DeploymentSettings
@@ -97,23 +107,23 @@ class KubeflowSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image: str
-    operator_image: str | None = None
-    image_pull_secret: str | None = None
-    namespace: str = "toolwise"
-    service_account: str | None = None
-    tracking_uri: str
+    image: ImageName
+    operator_image: ImageName | None = None
+    image_pull_secret: Name | None = None
+    namespace: Namespace = "toolwise"
+    service_account: Name | None = None
+    tracking_uri: str = Field(pattern=r"^https?://[^/]")
     sandbox: str | None = Field(default=None, pattern=r"^https?://[^/]")
-    accelerator: str = "nvidia.com/gpu"
+    accelerator: ResourceName = "nvidia.com/gpu"
     accelerators: int = Field(default=8, ge=0)
-    cpu: str = "32"
-    memory: str = "256Gi"
-    shared_memory: str = "16Gi"
+    cpu: Cores = "32"
+    memory: Memory = "256Gi"
+    shared_memory: Memory = "16Gi"
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
-    secret: str = "toolwise-storage"
+    secret: Name = "toolwise-storage"
     exchange: str | None = Field(default=None, pattern=r"^s3://[^/]+/.+")
-    vllm_image: str | None = None
+    vllm_image: ImageName | None = None
     serving: ClusterSettings | None = None
 
 
@@ -160,6 +170,27 @@ class Profile(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _benchmarks_to_be_had(self) -> Self:
+        published = self.data.published
+        if published is None:
+            return self
+        known = benchmark_names()
+        for one in published.benchmark:
+            if one.path.isidentifier() and one.path not in known:
+                raise ValueError(
+                    f"data.published.benchmark: there is no benchmark {one.path!r}; there are: "
+                    f"{', '.join(known)} (a file or folder of that name is ./{one.path})"
+                )
+        names = benchmarks_of(published)
+        others = sorted(set(self.promote.benchmarks) - set(names))
+        # Whose items a file of tasks holds is not known before it is read.
+        if others and None not in names:
+            raise ValueError(
+                f"promote.benchmarks: {', '.join(others)} is none of data.published.benchmark"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _machines_to_be_had(self) -> Self:
         hardware, kubeflow = self.hardware, self.kubeflow
         cluster = kubeflow is not None and kubeflow.exchange is not None
@@ -167,6 +198,8 @@ class Profile(BaseModel):
             raise ValueError("kubeflow.exchange is for a TrainJob, which needs `hardware`")
         if hardware and hardware.nodes > 1 and not cluster:
             raise ValueError("hardware.nodes above 1 needs kubeflow.exchange")
+        if hardware and kubeflow and kubeflow.accelerators == 0:
+            raise ValueError("kubeflow.accelerators cannot be 0 with `hardware`, which is of GPUs")
         if hardware and hardware.vllm == "server" and not (kubeflow and kubeflow.vllm_image):
             raise ValueError("hardware.vllm `server` needs kubeflow.vllm_image")
         return self
@@ -194,31 +227,47 @@ class Profile(BaseModel):
             changed[name] = step.model_copy(update=own)
         return self.model_copy(update=changed)
 
-    def at_registry(self, registry: str) -> Profile:
+    def at_registry(self, registry: str = REGISTRY, tag: str | None = None) -> Profile:
         """The profile with Toolwise's images pulled from another registry.
 
+        Args:
+            registry: instead of `REGISTRY`.
+            tag: instead of the profile's.
+
         Raises:
-            InputError: it has no image of `REGISTRY`.
+            InputError: it has no image of `REGISTRY`, or there can be none of that name.
         """
+        found = False
 
-        def moved(settings: Any, *names: str) -> dict[str, str]:
-            images = {name: getattr(settings, name) or "" for name in names}
-            return {
-                name: f"{registry.rstrip('/')}/{image.removeprefix(f'{REGISTRY}/')}"
-                for name, image in images.items()
-                if image.startswith(f"{REGISTRY}/")
-            }
+        def moved(image: str | None) -> str | None:
+            nonlocal found
+            if image is None or not image.startswith(f"{REGISTRY}/"):
+                return image
+            found = True
+            name = image.removeprefix(f"{REGISTRY}/")
+            if tag is not None:
+                name = f"{re.split('[:@]', name)[0]}:{tag}"
+            return f"{registry.rstrip('/')}/{name}"
 
-        kubeflow = self.kubeflow
-        update: dict[str, Any] = moved(kubeflow, *_IMAGES) if kubeflow else {}
-        if kubeflow and kubeflow.serving:
-            update["serving"] = kubeflow.serving.model_copy(update=moved(kubeflow.serving, "image"))
-        if kubeflow is None or update in ({}, {"serving": kubeflow.serving}):
+        kubeflow = self.kubeflow and self.kubeflow.model_dump(mode="json")
+        if kubeflow:
+            kubeflow |= {name: moved(kubeflow[name]) for name in _IMAGES}
+            if kubeflow["serving"]:
+                kubeflow["serving"]["image"] = moved(kubeflow["serving"]["image"])
+        if not found:
             raise InputError(
-                f"profile {self.name!r} has no image of {REGISTRY} for {registry} to stand in for; "
-                "name its images in its section `kubeflow`, or leave the registry out"
+                f"profile {self.name!r} has no image of {REGISTRY} for another to stand in for; "
+                "name its images in its section `kubeflow`, or leave registry and tag out"
             )
-        return self.model_copy(update={"kubeflow": kubeflow.model_copy(update=update)})
+        try:
+            settings = KubeflowSettings.model_validate(kubeflow)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise InputError(
+                f"registry {registry!r} and tag {tag or 'of the profile'!r}: "
+                f"{fault['input']!r} {fault['msg'].removeprefix('Value error, ')}"
+            ) from None
+        return self.model_copy(update={"kubeflow": settings})
 
     def section_of(self, step: str) -> BaseModel:
         """The settings of a step, by its name (`train-sft`)."""
@@ -245,6 +294,13 @@ class Profile(BaseModel):
             }
             cluster = cluster.model_copy(update=shared)
         return DeploymentSettings(serve=self.serve, cluster=cluster)
+
+
+def benchmarks_of(published: PublishedData) -> list[str | None]:
+    """Names of the benchmarks that are held out; None for a file of tasks of whatever benchmark."""
+    known = benchmark_names()
+    named = [one.path if one.path in known else one.source for one in published.benchmark]
+    return [name if name in known else None for name in named]
 
 
 _IMAGES = ("image", "operator_image", "vllm_image")

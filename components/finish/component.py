@@ -6,12 +6,13 @@ from components import BASE_IMAGE
 
 
 @dsl.component(base_image=BASE_IMAGE, install_kfp_package=False)
-def finish(status: dsl.PipelineTaskFinalStatus):
+def finish(status: dsl.PipelineTaskFinalStatus, last: str):
     """Set the state of the MLflow run all steps logged under.
 
     Args:
         status: how the pipeline ended, filled in by Kubeflow.
+        last: the step that a pipeline which succeeded has finished.
     """
     from toolwise.steps import finish_run
 
-    finish_run(status.state, status.error_message or "")
+    finish_run(status.state, status.error_message or "", last)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+from pipelines.preflight.finding import Answer
 
 
-class BucketAnswer(NamedTuple):
-    """What S3 says; `present` is None where it could not be asked from here."""
-
-    present: bool | None
-    why: str
-
-
-def look_up_bucket(bucket: str, secret: Mapping[str, str]) -> BucketAnswer:
+def look_up_bucket(bucket: str, secret: Mapping[str, str]) -> Answer:
     """Ask for a bucket.
 
     Args:
@@ -45,10 +40,10 @@ def look_up_bucket(bucket: str, secret: Mapping[str, str]) -> BucketAnswer:
     except ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         if status == 404:
-            return BucketAnswer(False, f"{where} has no such bucket")
+            return Answer(False, f"{where} has no such bucket")
         if status in (401, 403):
-            return BucketAnswer(False, f"{where} refuses the secret's credentials")
-        return BucketAnswer(None, f"{where} answers {status}")
+            return Answer(False, f"{where} refuses the secret's credentials")
+        return Answer(None, f"{where} answers {status}")
     except (BotoCoreError, ValueError) as error:
-        return BucketAnswer(None, f"{where} could not be asked from here ({error})")
-    return BucketAnswer(True, f"at {where}")
+        return Answer(None, f"{where} could not be asked from here ({error})")
+    return Answer(True, f"at {where}")

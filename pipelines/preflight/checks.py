@@ -9,13 +9,12 @@ from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
-from kubernetes.utils import parse_quantity
-
 from pipelines.placement import endpoint_keys, secret_keys
 from pipelines.preflight.buckets import look_up_bucket
-from pipelines.preflight.cluster import Cluster, Forbidden
+from pipelines.preflight.cluster import Cluster, Unanswered
 from pipelines.preflight.finding import Finding
-from pipelines.preflight.images import Login, logins_of, look_up
+from pipelines.preflight.images import Image, Login, logins_of, look_up
+from pipelines.preflight.nodes import Node
 from pipelines.submission.server import NAMESPACE as KUBEFLOW
 from toolwise.profile import REGISTRY, KubeflowSettings, Profile
 from toolwise.training.launcher.trainjob import GROUP, RUNTIME, VERSION
@@ -31,7 +30,16 @@ KSERVE_FLAGS = (
     "kserve.controller.gateway.ingressGateway.kserveGateway=istio-system/kserve-ingress-gateway",
     "kserve.controller.gateway.ingressGateway.className=istio",
 )
-"""How k8s/PREREQUISITES.md installs it."""
+"""How k8s/PREREQUISITES.md installs KServe."""
+
+GPU_OPERATOR = (
+    "helm repo add nvidia https://helm.ngc.nvidia.com/nvidia && "
+    "helm install gpu-operator nvidia/gpu-operator --version v25.10.1 -n gpu-operator "
+    "--create-namespace --wait"
+)
+
+TARGETS = ("trainer", "rollout", "operator", "agent", "sandbox")
+"""The images that `make images` builds."""
 
 HELM = (
     "helm upgrade --install toolwise charts/toolwise --namespace {namespace} --create-namespace "
@@ -49,6 +57,10 @@ _SERVING_RIGHTS = (
     *((verb, KSERVE, "inferenceservices") for verb in ("get", "create", "patch", "delete")),
     ("get", "apps", "deployments"),
 )
+
+
+_NAMED = 5
+"""Nodes that are passed over whose reasons are said."""
 
 
 @dataclass
@@ -84,8 +96,8 @@ class Checks:
         for check in checks:
             try:
                 yield from check()
-            except Forbidden as why:
-                yield Finding(check.__name__.replace("_", " "), "unknown", f"may not ask: {why}")
+            except Unanswered as why:
+                yield Finding(check.__name__.replace("_", " "), "unknown", str(why))
 
     def _namespace(self) -> str:
         """Where the pods of the run will be."""
@@ -93,7 +105,7 @@ class Checks:
             return chosen
         try:
             several_users = self.cluster.has_resource("kubeflow.org/v1", "profiles")
-        except Forbidden:
+        except Unanswered:
             several_users = True
         return self.kubeflow.namespace if several_users else KUBEFLOW
 
@@ -130,13 +142,13 @@ class Checks:
         """Kubeflow Trainer, the training runtime, and the volumes that this mounts."""
         if self.kubeflow.exchange is None:
             return
-        overlay = "https://github.com/kubeflow/trainer.git/manifests/overlays/manager"
-        release = f"v{version('kubeflow-trainer-api')}"
         yield self._kind(
             "Kubeflow Trainer (TrainJob)",
             f"{GROUP}/{VERSION}",
             "trainjobs",
-            f"kubectl apply --server-side -k '{overlay}?ref={release}'",
+            "helm install kubeflow-trainer oci://ghcr.io/kubeflow/charts/kubeflow-trainer "
+            f"--version {version('kubeflow-trainer-api')} -n kubeflow-system --create-namespace "
+            "--wait",
         )
         runtime = self.cluster.get(f"/apis/{GROUP}/{VERSION}/clustertrainingruntimes/{RUNTIME}")
         yield _found(f"ClusterTrainingRuntime {RUNTIME}", runtime, OVERLAY)
@@ -163,14 +175,15 @@ class Checks:
         """KServe, and its runtime for Hugging Face models."""
         if self.kubeflow.serving is None:
             return
-        install = f"--version v{version('kserve')} --namespace kserve --create-namespace"
+        release = f"v{version('kserve')} -n kserve"
         yield self._kind(
             "KServe (InferenceService)",
             f"{KSERVE}/v1beta1",
             "inferenceservices",
-            f"helm install kserve-crd oci://ghcr.io/kserve/charts/kserve-crd {install} && "
-            f"helm install kserve oci://ghcr.io/kserve/charts/kserve-resources {install} "
-            + " ".join(f"--set {flag}" for flag in KSERVE_FLAGS),
+            "helm install kserve-crd oci://ghcr.io/kserve/charts/kserve-crd "
+            f"--version {release} --create-namespace --wait && "
+            "helm install kserve oci://ghcr.io/kserve/charts/kserve-resources "
+            f"--version {release} --wait " + " ".join(f"--set {flag}" for flag in KSERVE_FLAGS),
         )
         runtimes = f"/apis/{KSERVE}/v1alpha1"
         namespace = self.kubeflow.serving.namespace
@@ -210,8 +223,8 @@ class Checks:
         made = f"kubectl create secret generic {name} --namespace {namespace} {values}".rstrip()
         try:
             found = self.cluster.secret(namespace, name)
-        except Forbidden as why:
-            return Finding(what, "unknown", f"may not ask: {why}")
+        except Unanswered as why:
+            return Finding(what, "unknown", str(why))
         if found is None:
             return Finding(what, "missing", "there is none", made)
         lacking = [key for key in keys if not found.get(key)]
@@ -264,26 +277,24 @@ class Checks:
         if each == 0:
             return
         selector = self.kubeflow.node_selector.items()
-        found = self.cluster.get("/api/v1/nodes") or {}
-        amounts = [
-            int(parse_quantity(node["status"].get("allocatable", {}).get(kind, "0")))
-            for node in found.get("items", [])
+        found = [
+            Node.read(node, kind)
+            for node in (self.cluster.get("/api/v1/nodes") or {}).get("items", [])
             if selector <= node["metadata"].get("labels", {}).items()
-            and not node["spec"].get("unschedulable")
         ]
+        offering = [node for node in found if node.accelerators]
+        unfit = {node.name: node.unfit(self.kubeflow) for node in offering}
+        usable = [node.accelerators for node in offering if not unfit[node.name]]
         what = f"{nodes} × {each} {kind}"
-        total = f"{sum(amounts)} on {sum(amount > 0 for amount in amounts)} nodes"
-        if sum(amount >= each for amount in amounts) >= nodes:
+        total = f"{sum(usable)} on {len(usable)} nodes"
+        if sum(amount >= each for amount in usable) >= nodes:
             yield Finding(what, "there", total)
-        elif not sum(amounts):
-            mend = (
-                "helm install gpu-operator gpu-operator --repo https://helm.ngc.nvidia.com/nvidia "
-                "--namespace gpu-operator --create-namespace"
-            )
-            yield Finding(what, "missing", "no node offers any", mend)
+        elif not offering:
+            yield Finding(what, "missing", "no node offers any", GPU_OPERATOR)
         else:
+            passed_over = [f"{name} {why}" for name, why in unfit.items() if why][:_NAMED]
             mend = f"kubectl describe nodes | grep {kind}   # add nodes, or take a smaller profile"
-            yield Finding(what, "missing", f"there are {total}", mend)
+            yield Finding(what, "missing", "; ".join([f"there are {total}", *passed_over]), mend)
 
     def buckets(self) -> Iterator[Finding]:
         """The buckets of the profile's addresses, with the credentials of its secret."""
@@ -318,24 +329,30 @@ class Checks:
             try:
                 secret = self.cluster.secret(self.namespace, kubeflow.image_pull_secret)
                 logins = logins_of(secret) if secret else {}
-            except (Forbidden, ValueError, KeyError, TypeError) as why:
+            except (Unanswered, ValueError, KeyError, TypeError) as why:
                 yield Finding(f"logins of {kubeflow.image_pull_secret}", "unknown", str(why))
         for image in sorted({name for name in names if name}):
-            registry, _, rest = image.rpartition("/")
-            tag = rest.partition(":")[2]
-            mend = f"make images REGISTRY={registry} TAG={tag} && docker push {image}"
-            yield _answered(f"image {image}", *look_up(image, logins), mend)
+            yield _answered(f"image {image}", *look_up(image, logins), _image_mend(image))
 
     def _object(self, what: str, path: str, mend: str) -> Finding:
         try:
             return _found(what, self.cluster.get(path), mend)
-        except Forbidden as why:
-            return Finding(what, "unknown", f"may not ask: {why}")
+        except Unanswered as why:
+            return Finding(what, "unknown", str(why))
 
     def _kind(self, what: str, group: str, resource: str, mend: str) -> Finding:
         if self.cluster.has_resource(group, resource):
             return Finding(what, "there", group)
         return Finding(what, "missing", f"the cluster knows no {resource} of {group}", mend)
+
+
+def _image_mend(name: str) -> str:
+    """The command that makes an image, where it is one of Toolwise's."""
+    image = Image.parse(name)
+    registry, _, target = name.partition("@")[0].removesuffix(f":{image.reference}").rpartition("/")
+    if target in TARGETS and registry and "@" not in name:
+        return f"make images IMAGES={target} REGISTRY={registry} TAG={image.reference} PUSH=1"
+    return f"docker manifest inspect {name}   # push it, or name another image in the profile"
 
 
 def _found(what: str, found: Any, mend: str) -> Finding:

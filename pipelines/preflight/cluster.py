@@ -13,11 +13,15 @@ from pipelines.kubernetes_client import NoCluster, kubernetes_client
 _TIMEOUT = (5.0, 15.0)
 
 
-class Unreachable(Exception):
+class Unanswered(Exception):
+    """What was asked of the cluster is not known."""
+
+
+class Unreachable(Unanswered):
     """There is no cluster to ask, or it does not answer."""
 
 
-class Forbidden(Exception):
+class Forbidden(Unanswered):
     """The cluster does not tell whoever asks."""
 
 
@@ -33,7 +37,11 @@ class Cluster:
             self._client = kubernetes_client()
         except NoCluster as why:
             raise Unreachable(str(why)) from None
-        self._ask("GET", "/version")
+        try:
+            self._ask("GET", "/version")
+        except Forbidden as why:
+            host = self._client.configuration.host
+            raise Unreachable(f"Kubernetes at {host} does not know us: {why}") from None
 
     def get(self, path: str) -> dict[str, Any] | None:
         """The object at `path`; None where there is none.
@@ -111,7 +119,8 @@ class Cluster:
             if error.status == 404:
                 return None
             if error.status in (401, 403):
-                raise Forbidden(f"{method} {path}: {error.status} {error.reason}") from None
+                what = f"{method} {path}: {error.status} {error.reason}"
+                raise Forbidden(f"may not ask: {what}") from None
             raise Unreachable(
                 f"Kubernetes at {self._client.configuration.host} answers {error.status}"
             ) from None

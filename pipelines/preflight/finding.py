@@ -18,6 +18,13 @@ _MARKS: dict[Verdict, tuple[str, str]] = {
 }
 
 
+class Answer(NamedTuple):
+    """What a registry or S3 says; `present` is None where it could not be asked from here."""
+
+    present: bool | None
+    why: str
+
+
 class Finding(NamedTuple):
     """One thing a profile needs.
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from pipelines.preflight.finding import Answer
+
 _MANIFESTS = ", ".join(
     f"application/vnd.{kind}+json"
     for kind in (
@@ -49,13 +51,6 @@ class Image(NamedTuple):
             first = "registry-1.docker.io"
             path = path if "/" in path else f"library/{path}"
         return cls(first, path, digest if at else tag)
-
-
-class Answer(NamedTuple):
-    """What the registry says; `present` is None where it could not be asked."""
-
-    present: bool | None
-    why: str
 
 
 def look_up(image: str, logins: Mapping[str, Login]) -> Answer:

@@ -11,8 +11,8 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from pipelines.submission.authentication import ADVICE, Credentials
-from pipelines.submission.server import Server
-from toolwise.errors import BackendError
+from pipelines.submission.server import Server, is_loopback
+from toolwise.errors import BackendError, InputError
 
 SECONDS = 30.0
 """How long one request may take."""
@@ -29,6 +29,10 @@ class ServerAway(BackendError):
 
 class NotSignedIn(BackendError):
     """The server wants credentials, or others."""
+
+
+class NotThere(BackendError):
+    """The server has nothing of that name."""
 
 
 class RunError(BaseModel):
@@ -106,7 +110,7 @@ class PipelinesApi:
     def __init__(self, server: Server, credentials: Credentials) -> None:
         self.server = server
         self._credentials = credentials
-        self._http = httpx.Client(timeout=SECONDS)
+        self._http = httpx.Client(timeout=SECONDS, trust_env=not is_loopback(server.url))
 
     def multi_user(self) -> bool:
         """Whether the server keeps its users' runs in namespaces of theirs."""
@@ -148,8 +152,12 @@ class PipelinesApi:
         return self._model(Run, self._ask("POST", "runs", json=run)).run_id
 
     def run(self, run_id: str) -> Run:
-        """The run as it is."""
-        return self._model(Run, self._ask("GET", f"runs/{run_id}"))
+        """The run as it is; raises `InputError` where there is none."""
+        try:
+            answer = self._ask("GET", f"runs/{run_id}")
+        except NotThere as why:
+            raise InputError(str(why)) from None
+        return self._model(Run, answer)
 
     def _all(
         self, path: str, key: str, kind: type[M], query: Mapping[str, str | None]
@@ -184,7 +192,11 @@ class PipelinesApi:
         if _turned_away(reply):
             raise NotSignedIn(
                 f"the Kubeflow Pipelines server at {self.server.url} does not take "
-                f"{self._credentials.name} ({reply.status_code}).\n{ADVICE}"
+                f"{self._credentials.name} ({_told(reply)}).\n{ADVICE}"
+            )
+        if reply.is_redirect:
+            raise BackendError(
+                f"{self.server.url} has moved ({_told(reply)}): give the new address in KFP_HOST"
             )
         if reply.status_code == 429 or reply.status_code >= 500:
             raise ServerAway(f"{self.server.url} answers {reply.status_code} {_said(reply)}")
@@ -193,7 +205,7 @@ class PipelinesApi:
                 f"{reply.url} answers 404, so {self.server.url} is no Kubeflow Pipelines server"
             )
         if not reply.is_success:
-            raise BackendError(
+            raise (NotThere if reply.status_code == 404 else BackendError)(
                 f"the Kubeflow Pipelines server at {self.server.url} refused: {reply.status_code} "
                 f"{reply.reason_phrase}: {_said(reply)}"
             )
@@ -218,7 +230,22 @@ class PipelinesApi:
 def _turned_away(reply: httpx.Response) -> bool:
     """Whether the server does not know who asks: proxies lead to a page to sign in at."""
     page = "text/html" in reply.headers.get("Content-Type", "")
-    return reply.status_code == 401 or reply.is_redirect or (reply.status_code == 403 and page)
+    led = reply.is_redirect and not _moved(reply)
+    return reply.status_code == 401 or led or (reply.status_code == 403 and page)
+
+
+def _moved(reply: httpx.Response) -> bool:
+    """Whether a redirect is to the same thing elsewhere (https, another host), or is for good."""
+    target = reply.url.join(reply.headers["Location"])
+    return reply.status_code in (301, 308) or target.path == reply.url.path
+
+
+def _told(reply: httpx.Response) -> str:
+    """Status, and where a redirect leads."""
+    if not reply.is_redirect:
+        return str(reply.status_code)
+    target = reply.url.join(reply.headers["Location"]).copy_with(query=None)
+    return f"{reply.status_code} to {target}"
 
 
 def _said(reply: httpx.Response) -> str:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from pipelines.submission.server import is_loopback
 from toolwise.errors import BackendError, InputError
 
 TOKEN_PATH = "/var/run/secrets/kubeflow/pipelines/token"
@@ -135,7 +136,8 @@ class DexSession:
 
     def _sign_in(self) -> str:
         try:
-            with httpx.Client(follow_redirects=True, timeout=30) as browser:
+            own = is_loopback(self.url)
+            with httpx.Client(follow_redirects=True, timeout=30, trust_env=not own) as browser:
                 return self._browse(browser)
         except httpx.HTTPError as error:
             raise BackendError(f"signing in at {self.url} failed: {error}") from None
@@ -176,7 +178,7 @@ def credentials(url: str, environment: Mapping[str, str] = os.environ) -> Creden
     """The credentials that the environment has for the server at `url`.
 
     Raises:
-        InputError: a user without a password.
+        InputError: a user without a password, or a path at which there is no token.
     """
     if token := environment.get("KFP_TOKEN"):
         return Token(token)
@@ -187,5 +189,9 @@ def credentials(url: str, environment: Mapping[str, str] = os.environ) -> Creden
         if not password:
             raise InputError("KFP_USERNAME is given without KFP_PASSWORD")
         return DexSession(url, username, password, environment.get("KFP_CONNECTOR") or "local")
-    path = Path(environment.get("KF_PIPELINES_SA_TOKEN_PATH") or TOKEN_PATH)
+    if named := environment.get("KF_PIPELINES_SA_TOKEN_PATH"):
+        if not Path(named).exists():
+            raise InputError(f"KF_PIPELINES_SA_TOKEN_PATH={named}: there is no such file")
+        return ProjectedToken(Path(named))
+    path = Path(TOKEN_PATH)
     return ProjectedToken(path) if path.exists() else Anonymous()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -34,6 +35,23 @@ class RunFailed(ToolwiseError):
     """The run ended, and not well."""
 
 
+class LostSight(BackendError):
+    """The run cannot be followed any longer; it goes on without us."""
+
+    exit_status = 3
+
+
+@contextmanager
+def in_sight(again: str) -> Iterator[None]:
+    """Turn what keeps us from a run into `LostSight`, with the command that follows it `again`."""
+    try:
+        yield
+    except LostSight:
+        raise
+    except BackendError as fault:
+        raise LostSight(f"{fault}\n{how_to_go_on(again)}") from None
+
+
 @dataclass
 class Follower:
     """Follows one run.
@@ -41,7 +59,7 @@ class Follower:
     Args:
         api: the server.
         run_id: the run's.
-        profile: name of its profile.
+        again: the command that follows it again.
         steps: the steps there are, as people call them, in their order.
         console: where to show it.
         logs: the pods' logs.
@@ -51,7 +69,7 @@ class Follower:
 
     api: PipelinesApi
     run_id: str
-    profile: str
+    again: str
     steps: Sequence[str]
     console: Console
     logs: PodLogs
@@ -73,8 +91,16 @@ class Follower:
 
         Raises:
             RunFailed: it failed, or somebody stopped it.
-            BackendError: the server stayed away, or turned us away; the run goes on.
+            LostSight: the server stayed away, or turned us away; the run goes on.
+            InputError: there is no such run.
         """
+        with in_sight(self.again):
+            run = self._to_the_end()
+        if run.state != "SUCCEEDED":
+            raise RunFailed(self._failure(run))
+        return run
+
+    def _to_the_end(self) -> Run:
         live = self.console.is_terminal
         display = LiveDisplay(self._board, self.console) if live else LineDisplay(self.console)
         away = 0.0
@@ -88,8 +114,7 @@ class Follower:
                     self._note(f"{fault}; the run goes on, and so do we")
                     if away > self.patience:
                         raise BackendError(
-                            f"the server has been away for {self.patience:g} seconds: {fault}\n"
-                            f"{how_to_go_on(self.run_id, self.profile)}"
+                            f"the server has been away for {self.patience:g} seconds: {fault}"
                         ) from None
                     self._revive()
                 else:
@@ -98,8 +123,6 @@ class Follower:
                 self.wait(self.poll)
             self._hear(display)
             self._board.close()
-        if run.state != "SUCCEEDED":
-            raise RunFailed(self._failure(run))
         return run
 
     def _look(self, display: Display) -> Run:
@@ -211,11 +234,9 @@ def step_name(task: str) -> str:
     return LABELS.get(bare, bare)
 
 
-def how_to_go_on(run_id: str, profile: str) -> str:
-    """How to follow a run that goes on without us."""
-    return (
-        f"The run goes on. Follow it again with\n    toolwise follow {run_id} --profile {profile}"
-    )
+def how_to_go_on(again: str) -> str:
+    """How to follow a run that goes on without us: by this command."""
+    return f"The run goes on. Follow it again with\n    {again}"
 
 
 def _epoch(moment: datetime | None) -> float:

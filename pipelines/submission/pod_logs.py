@@ -42,6 +42,7 @@ class PodLogs:
     unavailable: str = ""
     _core: Any = field(default=None, repr=False)
     _newest: dict[str, str] = field(default_factory=dict, repr=False)
+    _ended: set[str] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -69,11 +70,12 @@ class PodLogs:
             return
         for pod in pods.items:
             executor = _EXECUTOR.search((pod.metadata.annotations or {}).get(_NODE, ""))
-            if executor is not None and pod.status.phase != "Pending":
-                for text in self._lines(pod.metadata.name):
+            name, phase = pod.metadata.name, pod.status.phase
+            if executor is not None and phase != "Pending" and name not in self._ended:
+                for text in self._lines(name, ended=phase in ("Succeeded", "Failed")):
                     yield LogLine(executor[1], text)
 
-    def _lines(self, pod: str) -> Iterator[str]:
+    def _lines(self, pod: str, *, ended: bool) -> Iterator[str]:
         try:
             text: Any = self._core.read_namespaced_pod_log(
                 pod,
@@ -85,6 +87,8 @@ class PodLogs:
             )
         except (kubernetes.client.ApiException, urllib3.exceptions.HTTPError):
             return  # the pod has just gone, or its container is being made
+        if ended:
+            self._ended.add(pod)
         for stamped in text.splitlines():
             stamp, _, line = stamped.partition(" ")
             if stamp > self._newest.get(pod, "") and line.strip():

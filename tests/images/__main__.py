@@ -3,7 +3,8 @@
 The base is Debian with its Python, made by debootstrap. Images run in podman as a cluster would run
 them: as user 10001, without capabilities, on a root file system that is read-only, with /tmp. What
 this installs are Debian's packages of buildah, debootstrap and podman; what it builds it removes.
-The trainer and the rollout server, with CUDA and vLLM, are not built.
+The trainer and the rollout server, with CUDA and vLLM, are not built; the trainer's packages are
+resolved.
 
     make test-images              # operator, agent and sandbox
     python -m tests.images agent  # one of them
@@ -22,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.images.building import Building, build, install, make_base, remove
+from tests.images.building import Building, build, check_pins, install, make_base, remove
 from tests.images.running import check
 
 IMAGES = ("operator", "agent", "sandbox")
@@ -43,6 +44,7 @@ def main(images: list[str]) -> int:
     checked: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="toolwise-images-") as folder:
         try:
+            checked["trainer"] = check_pins(Path(folder))
             built["base"] = make_base(Path(folder))
             for image in images or IMAGES:
                 built[image] = build(image, Path(folder))
@@ -62,6 +64,8 @@ def report(built: dict[str, Building], checked: dict[str, list[str]]) -> None:
     for image, one in built.items():
         figures = (f"{one.megabytes:.0f}", f"{one.seconds:.0f}", f"{one.cpu_seconds:.0f}")
         table.add_row(image, *figures, "\n".join(checked.get(image, [])))
+    for image in checked.keys() - built.keys():
+        table.add_row(image, "", "not built", "", "\n".join(checked[image]))
     Console().print(table)
     record = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version()},

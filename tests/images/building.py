@@ -84,6 +84,22 @@ def build(image: str, folder: Path) -> Building:
     return clock.building(reference(image))
 
 
+def check_pins(folder: Path) -> list[str]:
+    """What was seen to hold of the trainer's packages, without fetching one.
+
+    Raises:
+        AssertionError: `constraints-trainer.txt` is not what it would be made to now.
+        CalledProcessError: its packages do not resolve.
+    """
+    pins = ROOT / "constraints-trainer.txt"
+    resolved = folder / pins.name
+    shutil.copy(pins, resolved)
+    run("make", "--silent", "pin-trainer", f"PINS={resolved}")
+    if resolved.read_text() != pins.read_text():
+        raise AssertionError(f"{pins.name} is out of date: make pin-trainer")
+    return [f"its packages resolve, to the versions of {pins.name} and no other package"]
+
+
 def reference(image: str) -> str:
     """The name an image has here."""
     return f"{REGISTRY}/{image}:{TAG}"

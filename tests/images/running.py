@@ -105,7 +105,7 @@ def operator() -> list[str]:
     helped = run(*image, reference("operator"), "--help")
     expect("operator", "Train, prove, promote and serve" in " ".join(helped.split()), True)
     compiled = run(
-        *image, reference("operator"), "compile", "--profile=qwen3-vl-8b", "--output=/tmp/p.yaml"
+        *image, reference("operator"), "compile", "--profile=qwen3-vl-8b", "--out=/tmp/p.yaml"
     )
     expect("operator", compiled.strip(), "Wrote /tmp/p.yaml")
     tracked = "--env=MLFLOW_TRACKING_URI=sqlite:////tmp/mlflow.db"

@@ -26,6 +26,8 @@ class World:
         resources: API group and version → kinds of object there.
         rights: those that a service account has; all, where there are none.
         forbidden: paths (their beginnings) that are answered 403.
+        broken: paths (their beginnings) that are answered 503.
+        token: what requests have to carry.
         buckets: S3's.
         images: the registry's, `repository:tag`.
         login: who may pull, where the registry asks for a token.
@@ -36,6 +38,8 @@ class World:
     resources: dict[str, list[str]] = field(default_factory=dict)
     rights: set[Right] | None = None
     forbidden: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    token: str = "me"
     buckets: set[str] = field(default_factory=set)
     images: set[str] = field(default_factory=set)
     login: tuple[str, str] | None = None
@@ -104,6 +108,10 @@ class ClusterServer:
         elif request.command == "HEAD":
             found = path.strip("/") in world.buckets
             _reply(request, 200 if found else 404, {})
+        elif request.headers["Authorization"] != f"Bearer {world.token}":
+            _reply(request, 401, {"kind": "Status", "code": 401})
+        elif path.startswith(world.broken):
+            _reply(request, 503, {"kind": "Status", "code": 503})
         elif path.startswith(world.forbidden):
             _reply(request, 403, {"kind": "Status", "code": 403})
         elif path == "/version":

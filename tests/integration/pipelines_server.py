@@ -10,7 +10,7 @@ import json
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 USER, PASSWORD = "user@example.com", "12341234"
@@ -41,14 +41,31 @@ def run(state: str, *tasks: Any, error: str = "") -> dict[str, Any]:
     return made | ({"error": {"code": 13, "message": error}} if error else {})
 
 
+Query = dict[str, str]
+
+
+class Call(NamedTuple):
+    """A request, as the server has understood it."""
+
+    method: str
+    path: str
+    query: Query
+    body: bytes
+
+
 @dataclass
 class Pipelines:
     """What the server holds, and how it behaves.
 
+    Lists come one thing a page, and what somebody else has made comes first.
+
     Args:
         known_pipeline: whether the pipeline has been uploaded.
         versions: names of its versions.
-        multi_user: whether users have namespaces.
+        known_experiment: whether the experiment is there.
+        multi_user: whether users have namespaces; then the server refuses what names none, as it
+            refuses one that is named where there are none.
+        moved: where the server has moved to.
         runs: answers to looks at the run, one a look; the last one stays.
         refuse: answer 403 to all but `healthz`.
         token: what requests have to carry, where the server asks for a token.
@@ -57,16 +74,21 @@ class Pipelines:
 
     known_pipeline: bool = False
     versions: tuple[str, ...] = ()
+    known_experiment: bool = False
     multi_user: bool = False
+    moved: str | None = None
     runs: list[Any] = field(default_factory=lambda: [run("SUCCEEDED")])
     refuse: bool = False
     token: str | None = None
     sessions: set[str] | None = None
     logins: int = 0
-    calls: list[tuple[str, str, bytes]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+
+    def call(self, method: str, path: str) -> Call:
+        return next(call for call in self.calls if (call.method, call.path) == (method, path))
 
     def body_of(self, method: str, path: str) -> bytes:
-        return next(body for m, p, body in self.calls if (m, p) == (method, path))
+        return self.call(method, path).body
 
     def look(self) -> Any:
         return self.runs.pop(0) if len(self.runs) > 1 else self.runs[0]
@@ -108,21 +130,30 @@ def _handler(state: Pipelines) -> type[BaseHTTPRequestHandler]:
             if self._sign_in(method, split.path, parse_qs(split.query), body):
                 return
             path = split.path.removeprefix("/apis/v2beta1")
-            state.calls.append((method, path, body))
-            if state.token and self.headers["Authorization"] != f"Bearer {state.token}":
+            query = {key: values[0] for key, values in parse_qs(split.query).items()}
+            state.calls.append(Call(method, path, query, body))
+            if state.moved:
+                self._lead(state.moved, 301)
+            elif state.token and self.headers["Authorization"] != f"Bearer {state.token}":
                 self._reply(401, {"error": "Unauthorized"})
             elif state.refuse and path != "/healthz":
                 self._reply(403, {"error": "not in this namespace"})
             else:
-                self._speak(method, path)
+                self._speak(method, path, query, body)
 
-        def _speak(self, method: str, path: str) -> None:
+        def _speak(self, method: str, path: str, query: Query, body: bytes) -> None:
             pipeline = {"pipeline_id": "p1", "display_name": "metis-qwen3-vl-8b"}
+            experiment = {"experiment_id": "e0", "display_name": "qwen3-vl-8b"}
+            if path in ("/pipelines", "/pipelines/upload", "/experiments"):
+                named = query if (method, path) != ("POST", "/experiments") else json.loads(body)
+                if ("namespace" in named) != state.multi_user:
+                    self._reply(400, {"error": f"{path}: namespace {named.get('namespace')}"})
+                    return
             match method, path:
                 case "GET", "/healthz":
                     self._reply(200, {"multi_user": state.multi_user})
                 case "GET", "/pipelines":
-                    self._reply(200, {"pipelines": [pipeline] if state.known_pipeline else None})
+                    self._page("pipelines", query, [pipeline] if state.known_pipeline else [])
                 case "POST", "/pipelines/upload":
                     self._reply(200, pipeline)
                 case "GET", "/pipelines/p1/versions":
@@ -130,11 +161,11 @@ def _handler(state: Pipelines) -> type[BaseHTTPRequestHandler]:
                         {"pipeline_version_id": f"v-{name}", "display_name": name}
                         for name in state.versions
                     ]
-                    self._reply(200, {"pipeline_versions": found})
+                    self._page("pipeline_versions", query, found)
                 case "POST", "/pipelines/upload_version":
                     self._reply(200, {"pipeline_version_id": "v1", "pipeline_id": "p1"})
                 case "GET", "/experiments":
-                    self._reply(200, {"experiments": []})
+                    self._page("experiments", query, [experiment] if state.known_experiment else [])
                 case "POST", "/experiments":
                     self._reply(200, {"experiment_id": "e1", "display_name": "qwen3-vl-8b"})
                 case "POST", "/runs":
@@ -149,6 +180,15 @@ def _handler(state: Pipelines) -> type[BaseHTTPRequestHandler]:
                         self._reply(200, answer)
                 case _:
                     self._reply(404, {"error": f"{method} {path}"})
+
+        def _page(self, key: str, query: Query, ours: list[Any]) -> None:
+            """One thing of a list, the first of which is somebody else's."""
+            another = {"display_name": "another"}
+            kinds = ("pipeline_id", "pipeline_version_id", "experiment_id")
+            everything = [another | dict.fromkeys(kinds, "x"), *ours]
+            at = int(query.get("page_token", "0"))
+            more = {"next_page_token": str(at + 1)} if at + 1 < len(everything) else {}
+            self._reply(200, {key: [everything[at]], **more})
 
         def _sign_in(
             self, method: str, path: str, query: dict[str, list[str]], body: bytes

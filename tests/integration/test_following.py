@@ -12,12 +12,11 @@ from pipelines_server import PASSWORD, USER, Pipelines, PipelinesServer, run, ta
 from rich.console import Console
 
 from pipelines.metis import step_names
-from pipelines.submission.api import NotSignedIn, PipelinesApi
+from pipelines.submission.api import PipelinesApi
 from pipelines.submission.authentication import Cookie, credentials
-from pipelines.submission.following import Follower, RunFailed, step_name
+from pipelines.submission.following import Follower, LostSight, RunFailed, step_name
 from pipelines.submission.pod_logs import PodLogs
 from pipelines.submission.server import Server
-from toolwise.errors import BackendError
 from toolwise.profile import load_profile
 
 STEPS = step_names(load_profile("qwen3-vl-8b"))
@@ -52,8 +51,9 @@ class Following:
         access = parts.pop("access", None) or credentials(server.url, {})
         api = PipelinesApi(Server(server.url, "here"), access)
         logs = PodLogs("kubeflow", "r1")
+        again = "toolwise follow r1 --profile mine.yaml"
         self.follower = Follower(
-            api, "r1", "qwen3-vl-8b", STEPS, self.console, logs, wait=self._wait, **parts
+            api, "r1", again, STEPS, self.console, logs, wait=self._wait, **parts
         )
 
     def _wait(self, seconds: float) -> None:
@@ -126,7 +126,9 @@ def test_a_server_that_dies_and_comes_back_is_waited_for(server: PipelinesServer
 def test_a_server_that_stays_away_is_given_up_and_the_run_is_not(server: PipelinesServer):
     server.state.runs = [502]
     following = Following(server, poll=5.0, patience=60.0)
-    with pytest.raises(BackendError, match=r"away for 60 seconds(.|\n)*toolwise follow r1"):
+    with pytest.raises(
+        LostSight, match=r"away for 60 seconds(.|\n)*toolwise follow r1 --profile mine\.yaml"
+    ):
         following.follower.follow()
     assert following.waits == 12
 
@@ -171,7 +173,8 @@ def test_an_expired_session_is_renewed_at_dex_and_an_expired_cookie_is_told():
         dex.state.runs = [run("RUNNING")]
         cookie = Cookie("oauth2_proxy_kubeflow=mine")
         following = Following(dex, lambda _: sessions.clear(), access=cookie)
-        with pytest.raises(NotSignedIn, match="does not take KFP_COOKIE"):
+        told = r"does not take KFP_COOKIE(.|\n)*The run goes on(.|\n)*toolwise follow r1"
+        with pytest.raises(LostSight, match=told):
             following.follower.follow()
     finally:
         dex.stop()
@@ -217,6 +220,31 @@ def test_the_pods_logs_are_shown_and_end_up_in_the_error(
     row = next(row for row in following.follower._board.rows if row.name == "train-hdpo")
     assert (row.done, row.total) == (3, 10)
     assert json.dumps(world.asked).count("pipeline%2Frunid%3Dr1") >= 1
+
+
+def test_the_log_of_a_pod_that_has_ended_is_read_once(
+    server: PipelinesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    world = World()
+    cluster = ClusterServer(world)
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path / "kubeconfig")))
+    running = pod("a", "metis-1.root.run.train-hdpo.executor")
+    ended = running | {"status": {"phase": "Failed"}}
+    world.objects[PODS] = {"kind": "PodList", "items": [running]}
+    world.texts[f"{PODS}/a/log"] = "2026-01-01T00:00:01Z loading"
+
+    def between(waits: int) -> None:
+        if waits == 2:
+            world.objects[PODS]["items"] = [ended]
+            world.texts[f"{PODS}/a/log"] += "\n2026-01-01T00:00:02Z out of memory"
+
+    going = run("RUNNING", task("train-hdpo", "RUNNING", 1))
+    server.state.runs = [*[going] * 6, run("SUCCEEDED")]
+    following = Following(server, between)
+    following.follower.follow()
+    cluster.close()
+    assert "train-hdpo | out of memory" in following.lines
+    assert sum("/a/log" in path for path in world.asked) == 3
 
 
 def test_a_task_that_is_tried_again_is_the_same_step():

@@ -33,9 +33,15 @@ def everything(address: str) -> World:
     claim = {"persistentVolumeClaim": {"claimName": "training"}}
     pod = {"template": {"spec": {"template": {"spec": {"volumes": [{"name": "v", **claim}]}}}}}
     node = {
-        "metadata": {"labels": {"gpu": "h100"}},
+        "metadata": {"name": "n1", "labels": {"gpu": "h100"}},
         "spec": {},
-        "status": {"allocatable": {"nvidia.com/gpu": "8"}},
+        "status": {
+            "allocatable": {"nvidia.com/gpu": "8", "cpu": "95900m", "memory": "1056Gi"},
+            "conditions": [
+                {"type": "MemoryPressure", "status": "False"},
+                {"type": "Ready", "status": "True"},
+            ],
+        },
     }
     space = "/api/v1/namespaces/toolwise"
     world = World(
@@ -124,7 +130,7 @@ def without(path: str) -> Change:
         (
             lambda w: w.resources.pop(TRAINER),
             "Kubeflow Trainer (TrainJob)",
-            "kubectl apply --server-side -k 'https://github.com/kubeflow/trainer.git",
+            "helm install kubeflow-trainer oci://ghcr.io/kubeflow/charts/kubeflow-trainer",
         ),
         (
             without(f"/apis/{TRAINER}/clustertrainingruntimes/toolwise-torch"),
@@ -184,7 +190,7 @@ def without(path: str) -> Change:
         (
             lambda w: w.images.remove("toolwise/agent:0.1.0"),
             "image {address}/toolwise/agent:0.1.0",
-            "docker push {address}/toolwise/agent:0.1.0",
+            "make images IMAGES=agent REGISTRY={address}/toolwise TAG=0.1.0 PUSH=1",
         ),
     ],
 )
@@ -207,14 +213,100 @@ def test_the_chart_installs_as_the_command_says():
         helm.Chart.load(chart).render({}, name=words[3], namespace="toolwise")
 
 
-def test_kserve_is_installed_as_the_prerequisites_do(server: ClusterServer):
+@pytest.mark.parametrize(
+    ("change", "what", "section"),
+    [
+        (lambda w: w.resources.pop(KSERVE), "KServe (InferenceService)", "KServe"),
+        (lambda w: w.resources.pop(TRAINER), "Kubeflow Trainer (TrainJob)", "Kubeflow Trainer"),
+        (
+            lambda w: w.objects["/api/v1/nodes"]["items"][0]["status"].clear(),
+            "1 × 8 nvidia.com/gpu",
+            "GPUs",
+        ),
+    ],
+)
+def test_what_others_make_is_installed_as_the_prerequisites_do(
+    server: ClusterServer, change: Change, what: str, section: str
+):
     server.world.__dict__.update(everything(server.address).__dict__)
-    server.world.resources.pop(KSERVE)
-    command = lacking(check(profile_at(server)))["KServe (InferenceService)"]
-    page = (ROOT / "k8s/PREREQUISITES.md").read_text()
-    section = page.partition("\n## KServe\n")[2].partition("\n## ")[0]
-    flags = [re.findall(r"--set (\S+)", text) for text in (command, section)]
-    assert flags[0] == flags[1] != []
+    change(server.world)
+    commands = lacking(check(profile_at(server)))[what].split(" && ")
+    page = (ROOT / "k8s/PREREQUISITES.md").read_text().replace("\\\n", " ")
+    told = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    block = re.search(r"```console\n(.*?)```", told, re.DOTALL)
+    assert block is not None
+    installing = [line for line in block[1].splitlines() if line.startswith("helm ")]
+    assert [shlex.split(command) for command in commands] == [*map(shlex.split, installing)]
+
+
+def test_one_question_that_is_not_answered_leaves_the_others(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    server.world.broken = (f"/apis/{TRAINER}",)
+    del server.world.objects[f"{SPACE}/secrets/toolwise-storage"]
+    findings = check(profile_at(server))
+    assert list(lacking(findings)) == ["secret toolwise-storage in toolwise"]
+    unknown = {one.what: one.why for one in findings if one.verdict == "unknown"}
+    assert unknown["trainer"] == f"Kubernetes at http://{server.address} answers 503"
+
+
+def test_a_cluster_that_does_not_know_us_is_not_asked_further(server: ClusterServer):
+    server.world.token = "another"
+    with pytest.raises(Unreachable, match=r"does not know us(.|\n)*401"):
+        check(profile_at(server))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "why"),
+    [
+        ("status", {"conditions": [{"type": "Ready", "status": "Unknown"}]}, "is not ready"),
+        ("spec", {"unschedulable": True}, "cordoned"),
+        (
+            "spec",
+            {"taints": [{"key": "team", "value": "b", "effect": "NoSchedule"}]},
+            "n1 has the taint team=b:NoSchedule",
+        ),
+        (
+            "status",
+            {"allocatable": {"nvidia.com/gpu": "8", "cpu": "16", "memory": "999Gi"}},
+            "n1 has less cpu than kubeflow.cpu",
+        ),
+        (
+            "status",
+            {"allocatable": {"nvidia.com/gpu": "8", "cpu": "96", "memory": "64Gi"}},
+            "n1 has less memory than kubeflow.memory",
+        ),
+    ],
+)
+def test_a_node_on_which_no_pod_of_the_profile_runs_is_none(
+    server: ClusterServer, part: str, change: dict[str, Any], why: str
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    server.world.objects["/api/v1/nodes"]["items"][0][part].update(change)
+    found = [one for one in check(profile_at(server)) if one.verdict == "missing"]
+    assert [one.what for one in found] == ["1 × 8 nvidia.com/gpu"]
+    assert found[0].why.startswith("there are 0 on 0 nodes; ")
+    assert why in found[0].why
+
+
+def test_a_taint_that_is_tolerated_or_only_preferred_keeps_no_pod_off(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    server.world.objects["/api/v1/nodes"]["items"][0]["spec"]["taints"] = [
+        {"key": "team", "value": "b", "effect": "NoSchedule"},
+        {"key": "slow", "effect": "PreferNoSchedule"},
+    ]
+    own = {"key": "team", "operator": "Equal", "value": "b"}
+    assert lacking(check(profile_at(server, tolerations=[own]))) == {}
+
+
+def test_an_image_of_anothers_is_not_made_here(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    image = f"{server.address}/team/trainer@sha256:{'0' * 64}"
+    untagged = f"{server.address}/op/operator"
+    found = lacking(check(profile_at(server, image=image, operator_image=untagged)))
+    assert found[f"image {image}"].startswith(f"docker manifest inspect {image}")
+    assert found[f"image {untagged}"] == (
+        f"make images IMAGES=operator REGISTRY={server.address}/op TAG=latest PUSH=1"
+    )
 
 
 def test_rights_that_lack_are_named(server: ClusterServer):
@@ -331,6 +423,21 @@ def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     gone.close()
     with pytest.raises(Unreachable, match="does not answer"):
         check(load_profile("qwen3-vl-8b"))
+    result = CliRunner().invoke(app, ["preflight"])
+    assert result.exit_code == 1
+    assert "Error: there is no cluster to check: Kubernetes at" in result.output
+
+
+@pytest.mark.parametrize("text", ["- a list", "just words", "clusters: [{name: x}]", "a: [", "\0"])
+def test_a_file_that_is_no_kubeconfig_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+):
+    file = tmp_path / "kubeconfig"
+    file.write_text(text)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    result = CliRunner().invoke(app, ["preflight"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: there is no cluster to check")
 
 
 def test_commands_are_printed_whole(tmp_path: Path):

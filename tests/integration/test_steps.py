@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -165,8 +166,34 @@ def test_the_last_step_closes_the_run_as_kubeflow_says_it_ended(
     said: str, message: str | None, status: str, reason: str | None
 ):
     perform(writes("one"), "train", "{}", 0, {})
-    vars(finish)["python_func"](dsl.PipelineTaskFinalStatus(said, "job", "run", None, message))
+    assert closed(said, message) == (status, reason)
+
+
+@pytest.mark.parametrize("said", ["FAILED", "RUNNING", ""])
+def test_where_kubeflow_does_not_say_why_a_run_failed_its_steps_do(said: str):
+    for name, work in (("train", fails), ("report", writes("one")), ("train", writes("two"))):
+        with suppress(InputError):
+            perform(work, name, "{}", 0, {})
+    with pytest.raises(InputError):
+        perform(fails, "evaluate hdpo", "{}", 0, {})
+    assert closed(said) == ("FAILED", "evaluate hdpo: InputError: the disk is full")
+
+
+def test_a_run_of_which_kubeflow_does_not_say_how_it_ended_is_finished_by_its_last_step():
+    perform(writes("one"), "train", "{}", 0, {})
+    perform(writes("two"), "report", "{}", 0, {})
+    assert closed("RUNNING") == ("FINISHED", None)
+    assert closed("FAILED") == ("FAILED", "a step failed")
+
+
+def fails(step: Step) -> dict[str, Path]:
+    raise InputError("the disk is full")
+
+
+def closed(said: str, message: str | None = None) -> tuple[str, str | None]:
+    """State and reason of the pipeline's MLflow run, after its last step was told this."""
+    status = dsl.PipelineTaskFinalStatus(said, "job", "run", None, message)
+    vars(finish)["python_func"](status, "report")
     found = mlflow.search_runs(experiment_names=["steps"], output_format="list")
     [run] = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
-    assert run.info.status == status
-    assert run.data.tags.get(FAILURE_TAG) == reason
+    return run.info.status, run.data.tags.get(FAILURE_TAG)

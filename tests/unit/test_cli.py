@@ -60,7 +60,7 @@ def test_text_that_is_not_utf8_is_refused_as_such(arguments: tuple[str | bytes, 
 
 def test_compile_writes_where_it_says(tmp_path: Path):
     target = tmp_path / "deep" / "metis.yaml"
-    result = toolwise("compile", "--profile", "smoke", "--output", str(target))
+    result = toolwise("compile", "--profile", "smoke", "--out", str(target))
     assert result.exit_code == 0, result.output
     assert "name: metis-smoke" in target.read_text()
     assert f"Wrote {target}" in result.output
@@ -68,11 +68,30 @@ def test_compile_writes_where_it_says(tmp_path: Path):
 
 def test_compile_names_images_at_the_registry_that_is_given(tmp_path: Path):
     target = tmp_path / "pipeline.yaml"
-    options = ("--output", str(target), "--registry", "registry.example.com/toolwise")
+    options = ("--out", str(target), "--registry", "registry.example.com/toolwise")
     assert toolwise("compile", "--profile", "qwen3-vl-2b", *options).exit_code == 0
     text = target.read_text()
-    assert "image: registry.example.com/toolwise/trainer:" in text
+    assert "image: registry.example.com/toolwise/trainer:0.1.0\n" in text
     assert "ghcr.io/toolwise" not in text
+    assert toolwise("compile", "--profile", "qwen3-vl-2b", *options, "--tag", "v9").exit_code == 0
+    assert target.read_text() == text.replace("0.1.0", "v9")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("folder.yaml", "cannot be written: Is a directory"),
+        ("file/deep.yaml", "cannot be written: File exists"),
+        ("pipeline.json", "name one that ends in .yaml"),
+    ],
+)
+def test_compile_says_where_it_cannot_write(tmp_path: Path, name: str, told: str):
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "file").touch()
+    result = toolwise("compile", "--profile", "smoke", "--out", str(tmp_path / name))
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert told in result.output
 
 
 @pytest.mark.parametrize("seed", ["-1", "2147483648", "one"])

@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 IMAGES = ("trainer", "rollout", "operator", "agent", "sandbox")
 SERVERS = {"rollout": "8000", "agent": "8080", "sandbox": "8080"}
+COMPILER = "gcc libc6-dev"
 LABELS = ("title", "description", "source", "licenses", "version", "revision")
 
 
@@ -118,6 +119,10 @@ def test_a_server_says_whether_it_is_well_and_no_other_does(stages: dict[str, St
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_is_left_without_what_it_was_built_with(stages: dict[str, Stage], image: str):
     runs = " ".join(run for stage in lineage(stages, image) for run in stage.all("RUN"))
+    if image == "trainer":
+        # Triton compiles its CUDA driver module with it.
+        assert runs.count(COMPILER) == 1
+        runs = runs.replace(COMPILER, "")
     assert not re.search(r"\bpip\b|gcc|g\+\+|\bmake\b|build-essential|-dev\b|git\b|curl", runs)
 
 
@@ -130,10 +135,42 @@ def test_every_package_is_installed_at_the_version_of_the_constraints(stages: di
         *(f"{image}-packages" for image in ("trainer", "operator", "agent", "sandbox")),
     ]
     for name in installing:
-        kept = " ".join(env for stage in lineage(stages, name) for env in stage.all("ENV"))
-        assert "PIP_CONSTRAINT=/src/constraints.txt" in kept
+        kept = in_effect(stages, name, "ENV") or ""
+        file = "constraints-trainer.txt" if name == "trainer-packages" else "constraints.txt"
+        assert f"PIP_CONSTRAINT=/src/{file}" in kept
         assert "COPY" in {word for stage in lineage(stages, name) for word, _ in stage.instructions}
     assert stages["builder"].all("COPY") == ["constraints.txt ./"]
+    assert "constraints-trainer.txt ./" in stages["trainer-packages"].all("COPY")
+    assert "constraints" not in " ".join(stages["trainer-packages"].all("RUN"))
+
+
+def pins(name: str) -> dict[str, str]:
+    """The versions in a file of constraints."""
+    lines = (ROOT / name).read_text().splitlines()
+    found = dict(line.split("==") for line in lines if not line.startswith("#"))
+    return {canonicalize_name(package): version for package, version in found.items()}
+
+
+def test_the_trainers_pins_are_those_of_the_others_but_for_what_vllm_holds_back():
+    ours, trainer = pins("constraints.txt"), pins("constraints-trainer.txt")
+    other = {name for name in ours.keys() & trainer.keys() if ours[name] != trainer[name]}
+    assert other == {"fastapi", "numpy"}
+    version = re.search(r"^ARG VLLM=(\S+)$", (ROOT / "components/Dockerfile").read_text(), re.M)
+    assert version is not None
+    assert trainer["vllm"] == version[1]
+
+
+def test_the_trainers_pins_have_every_package_that_toolwise_needs_there():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [
+        Requirement(text).name
+        for text in (
+            *extras["dependencies"],
+            *extras["optional-dependencies"]["train"],
+            *extras["optional-dependencies"]["pipeline"],
+        )
+    ]
+    assert closure(named) <= pins("constraints-trainer.txt").keys()
 
 
 def test_what_is_copied_is_there_and_reaches_the_build(stages: dict[str, Stage]):

@@ -57,6 +57,8 @@ def test_a_registry_reaches_the_submission_where_one_is_named():
     named = make("-n", "submit-pipeline", "REGISTRY=registry.example.com/toolwise").stdout
     assert "--registry registry.example.com/toolwise" in named
     assert "--registry" not in make("-n", "submit-pipeline").stdout
+    assert "--tag v9" in make("-n", "submit-pipeline", "TAG=v9").stdout
+    assert "--tag" not in make("-n", "submit-pipeline").stdout
 
 
 def test_where_bubblewrap_is_missing_and_may_not_be_installed_the_command_is_named(tmp_path: Path):

@@ -137,9 +137,77 @@ def test_a_registry_stands_in_for_that_of_toolwises_own_images_alone():
     )
     assert kubeflow.serving.image == "registry.example.com/toolwise/agent:0.1.0"
     assert profile.at_registry(REGISTRY) == profile
+    tagged = profile.at_registry(tag="v9").kubeflow
+    assert tagged is not None
+    assert (tagged.image, tagged.vllm_image) == (
+        "ghcr.io/toolwise/trainer:v9",
+        "vllm/vllm-openai:v1",
+    )
+    for registry, tag in (("", None), ("https://example.com", None), (REGISTRY, "a tag")):
+        with pytest.raises(InputError, match=r"registry .* and tag .* is not a name of an image"):
+            profile.at_registry(registry, tag)
     for other in (moved, load_profile("demo")):
         with pytest.raises(InputError, match=r"has no image of ghcr\.io"):
             other.at_registry("elsewhere.example.com")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("cpu", "sixteen"),
+        ("cpu", "0"),
+        ("memory", "256 GB"),
+        ("shared_memory", "lots"),
+        ("image", ""),
+        ("image", "registry.example.com/team/image:1 "),
+        ("operator_image", "https://registry.example.com/image"),
+        ("secret", "Bad_Name"),
+        ("namespace", "two.parts"),
+        ("service_account", "-"),
+        ("accelerator", "gpu"),
+        ("tracking_uri", "toolwise-mlflow:5000"),
+        ("serving.image", ""),
+        ("serving.memory", "48 Gi"),
+        ("accelerators", 0),
+    ],
+)
+def test_what_kubernetes_would_refuse_is_refused_before_it_is_asked(
+    tmp_path: Path, setting: str, value: object
+):
+    content = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    section, _, name = setting.rpartition(".")
+    (content["kubeflow"][section] if section else content["kubeflow"])[name] = value
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=rf"kubeflow\.{setting}\b"):
+        load_profile(str(path))
+
+
+def test_a_benchmark_that_is_misspelt_is_no_path_and_none_to_be_promoted_by(tmp_path: Path):
+    path = tmp_path / "p.yaml"
+
+    def refused(of: str, name: str) -> str:
+        content = load_profile("qwen3-vl-8b").model_dump(mode="json")
+        if of == "data":
+            content["data"]["published"]["benchmark"].append(name)
+        else:
+            content["promote"]["benchmarks"] = [name]
+        path.write_text(yaml.safe_dump(content))
+        with pytest.raises(InputError) as raised:
+            load_profile(str(path))
+        return str(raised.value)
+
+    told = refused("data", "vstarr")
+    assert "data.published.benchmark: there is no benchmark 'vstarr'; there are: charxiv" in told
+    assert "promote.benchmarks: vstarr is none of data" in refused("promote", "vstarr")
+    assert "promote.benchmarks: signboard is none of data" in refused("promote", "signboard")
+
+
+def test_items_of_a_file_may_be_of_any_benchmark():
+    content = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    content["data"]["published"]["benchmark"] = ["vstar", "s3://bucket/own.parquet"]
+    content["promote"]["benchmarks"] = ["own"]
+    assert Profile.model_validate(content).promote.benchmarks == ("own",)
 
 
 @pytest.mark.parametrize("section", ["curate_sft", "curate_rl", "hdpo", "evaluate", "serve"])

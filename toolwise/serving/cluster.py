@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from toolwise.kubernetes_fields import Cores, ImageName, Memory, Name, Namespace
 from toolwise.serving.settings import ServingSettings
 
 
@@ -31,19 +32,19 @@ class ClusterSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    namespace: str
-    image: str
+    namespace: Namespace
+    image: ImageName
     models: str = Field(default="s3://toolwise/models", pattern=r"^s3://[^/]+/.+")
-    service_account: str | None = None
+    service_account: Name | None = None
     gpus: int = Field(default=1, ge=0)
-    cpu: str = "8"
-    memory: str = "48Gi"
+    cpu: Cores = "8"
+    memory: Memory = "48Gi"
     context_tokens: int = Field(default=16384, ge=1)
     replicas: tuple[int, int] = (1, 1)
-    secret: str = "toolwise-storage"
+    secret: Name = "toolwise-storage"
     sandbox: str | None = Field(default=None, pattern=r"^https?://[^/]")
     tracking_uri: str | None = None
-    keys_secret: str | None = None
+    keys_secret: Name | None = None
     ready_seconds: int = Field(default=1800, ge=1)
 
 

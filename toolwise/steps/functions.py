@@ -401,27 +401,27 @@ _SUCCEEDED = frozenset({"SUCCEEDED", "COMPLETE", "CACHED"})
 _CANCELLED = frozenset({"CANCELLED", "CANCELED"})
 
 
-def finish_run(state: str, reason: str = "") -> None:
+def finish_run(state: str, reason: str = "", last: str = "") -> None:
     """Close the MLflow run that the steps of the pipeline run logged under.
 
     Args:
-        state: how the pipeline ended, in Kubeflow's words.
-        reason: why; Kubeflow's backend leaves it empty.
+        state: how the pipeline ended, in Kubeflow's words. Its backend says `RUNNING` of a pipeline
+            with a loop (kubeflow/pipelines#13321): then the steps' own runs tell.
+        reason: why; Kubeflow's backend leaves it empty, and the steps' own runs say it.
+        last: the step that a pipeline which succeeded has finished.
     """
     from toolwise import tracking
 
-    cancelled = state in _CANCELLED
-    if cancelled:
-        reason = reason or "cancelled"
+    run = pipeline_run()
+    if state in _SUCCEEDED:
+        tracking.end_pipeline_run(run)
+    elif state in _CANCELLED:
+        tracking.end_pipeline_run(run, failure=reason or "cancelled", cancelled=True)
     elif state == "FAILED":
-        reason = reason or "a step failed"
-    elif state not in _SUCCEEDED:
-        reason = reason or f"Kubeflow says {state}, and not how it ended"
-    tracking.end_pipeline_run(
-        pipeline_run(),
-        failure=None if state in _SUCCEEDED else reason,
-        cancelled=cancelled,
-    )
+        tracking.end_pipeline_run(run, failure=reason or "a step failed", by_steps=not reason)
+    else:
+        unclear = f"Kubeflow says {state or 'nothing'}, and not how it ended"
+        tracking.end_pipeline_run(run, failure=unclear, by_steps=True, last=last)
 
 
 def headline_metrics(evaluation: str) -> dict[str, float]:

@@ -36,6 +36,7 @@ from toolwise.tracking.entries import (
     OpenRun,
     Params,
     PipelineRun,
+    State,
     Tag,
 )
 from toolwise.tracking.provenance import provenance
@@ -43,6 +44,9 @@ from toolwise.tracking.spool import Spool
 
 FAILURE_TAG = "toolwise.failure"
 """Run tag with the reason a step or a pipeline run failed."""
+
+STEP_TAG = "toolwise.step"
+"""Tag of a nested run with the name of its step."""
 
 PIPELINE_RUN_TAG = "toolwise.pipeline_run"
 """Tag of a parent run with the pipeline run's own name, by which its steps find it."""
@@ -121,7 +125,7 @@ class Delivery:
             case EndPipeline():
                 run_id = _parent(client, self._connection, entry.run, reopen=False)
                 kill_unfinished(client, run_id)
-                end(client, run_id, entry.state, entry.failure, entry.ended)
+                end(client, run_id, *_ending(client, run_id, entry), entry.ended)
             case OpenRun():
                 pass  # done by `open`
 
@@ -232,6 +236,24 @@ def _parent(
         if FAILURE_TAG in stored.data.tags:
             client.delete_tag(run_id, FAILURE_TAG)
     return run_id
+
+
+def _ending(client: MlflowClient, run_id: str, entry: EndPipeline) -> tuple[State, str | None]:
+    """How the parent run ended and why: as the entry says, or as the last attempts of its steps."""
+    if not entry.by_steps:
+        return entry.state, entry.failure
+    experiment_id = client.get_run(run_id).info.experiment_id
+    query = f"tags.mlflow.parentRunId = '{run_id}'"
+    nested = client.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"])
+    steps = {run.data.tags.get(STEP_TAG, run.info.run_name): run for run in nested}
+    failed = [
+        f"{name}: {run.data.tags.get(FAILURE_TAG, run.info.status.lower())}"
+        for name, run in steps.items()
+        if run.info.status != "FINISHED"
+    ]
+    if not failed and entry.last in steps:
+        return "FINISHED", None
+    return entry.state, "; ".join(failed) or entry.failure
 
 
 def create_pipeline_run(

@@ -148,12 +148,22 @@ class EndRun(_Entry):
 
 
 class EndPipeline(_Entry):
-    """A pipeline run has ended: the only entry of its spool."""
+    """A pipeline run has ended: the only entry of its spool.
+
+    Attributes:
+        run: it.
+        state, failure: how it ended, and why.
+        by_steps: the reasons of the steps that failed stand for `failure`, if there are any.
+        last: name of the step with which it succeeded if no step failed, whatever `state` says.
+        ended: when, in ms.
+    """
 
     do: Literal["end pipeline"] = "end pipeline"
     run: PipelineRun | str
     state: State
     failure: str | None
+    by_steps: bool = False
+    last: str | None = None
     ended: int
 
 

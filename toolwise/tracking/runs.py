@@ -20,6 +20,7 @@ from toolwise.tracking.connection import Connection
 from toolwise.tracking.delivery import (
     FAILURE_TAG,
     PIPELINE_RUN_TAG,
+    STEP_TAG,
     create_pipeline_run,
     find_pipeline_run,
 )
@@ -93,6 +94,8 @@ def end_pipeline_run(
     *,
     failure: str | None = None,
     cancelled: bool = False,
+    by_steps: bool = False,
+    last: str | None = None,
     uri: str | None = None,
 ) -> None:
     """Close the parent run; steps cut off are `KILLED`.
@@ -101,12 +104,19 @@ def end_pipeline_run(
         run: the pipeline run, by its names or by MLflow's id.
         failure: why it did not succeed; None where it did, which makes it `FINISHED`.
         cancelled: somebody ended it, which makes it `KILLED` rather than `FAILED`.
+        by_steps: where steps failed, their reasons stand for `failure`.
+        last: with `by_steps`, the step that a run which succeeded has finished, for where `failure`
+            does not say that it failed.
         uri: see `Connection`.
     """
     connection = Connection(uri)
     spool = Spool.new(connection.uri)
     state: entries.State = "FINISHED" if failure is None else "KILLED" if cancelled else "FAILED"
-    spool.append(entries.EndPipeline(run=run, state=state, failure=failure, ended=_now()))
+    spool.append(
+        entries.EndPipeline(
+            run=run, state=state, failure=failure, by_steps=by_steps, last=last, ended=_now()
+        )
+    )
     Sender(spool, connection).close()
 
 
@@ -134,7 +144,7 @@ def step(
     """
     connection = Connection(uri)
     spool = Spool.new(connection.uri)
-    tags = {**provenance(), "toolwise.step": name}
+    tags = {**provenance(), STEP_TAG: name}
     spool.append(entries.OpenRun(parent=parent, name=name, tags=tags, started=_now()))
     sender = Sender(spool, connection)
     sender.open()
