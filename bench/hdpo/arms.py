@@ -24,7 +24,8 @@ class Arm:
         start: checkpoint trained from.
         flipped: share of verdicts on answers that the judge turns round.
         bonus: reward of 1/(T+1) times this, paid whether the answer is right or not.
-        mixed_only: train on prompts only that the start solves sometimes (the paper's filter).
+        mixed_only: train on prompts only whose groups mix right and wrong under the start, each
+            in two of eight rollouts or more; the paper's filter asks for one.
         longer: times the study's steps.
     """
 
@@ -77,19 +78,26 @@ def arms() -> Iterator[Arm]:
     longer = "four times as long"
     yield Arm(longer, "hdpo 0.15", longer=4)
     yield Arm(longer, "hdpo 0.3", {"w_tool": 0.3}, longer=4)
-    yield Arm(longer, "coupled 0.1", {"variant": "coupled", "alpha": 0.1}, longer=4)
+    yield Arm(longer, "grpo", {"variant": "grpo"}, longer=4)
+    for alpha in (0.1, 1.0):
+        yield Arm(longer, f"coupled {alpha}", {"variant": "coupled", "alpha": alpha}, longer=4)
+    yield Arm(longer, "eapo 0.5", eapo, longer=4)
 
     hard = "never abstains"
     yield Arm(hard, "hdpo 0.15", start="reflex")
     yield Arm(hard, "coupled 0.3", {"variant": "coupled", "alpha": 0.3}, start="reflex")
     yield Arm(hard, "hdpo 0.15, tool-free 2", {"tool_free": 2}, start="reflex")
+    yield Arm(hard, "hdpo 0.15, tool-free 2 uncorrected", uncorrected, start="reflex")
+    yield Arm(hard, "eapo 0.5", eapo, start="reflex")
     biased = "eapo 0.5, tool-free 2 uncorrected"
     yield Arm(hard, biased, {**eapo, **uncorrected}, start="reflex")
+    yield Arm(f"{hard}, {longer}", "hdpo 0.3", {"w_tool": 0.3}, start="reflex", longer=4)
     yield Arm(f"{hard}, {longer}", biased, {**eapo, **uncorrected}, start="reflex", longer=4)
 
     for flipped, alphas in ((0.05, (0.1,)), (0.15, (0.1, 1.0))):
         noisy = f"judge wrong in {flipped:.0%}"
         yield Arm(noisy, "hdpo 0.15", flipped=flipped)
+        yield Arm(noisy, "hdpo 0.3", {"w_tool": 0.3}, flipped=flipped)
         for alpha in alphas:
             coupled = {"variant": "coupled", "alpha": alpha}
             yield Arm(noisy, f"coupled {alpha}", coupled, flipped=flipped)
@@ -100,6 +108,7 @@ def arms() -> Iterator[Arm]:
 
     mixed = "mixed groups"
     yield Arm(mixed, "hdpo 0.15", mixed_only=True)
+    yield Arm(mixed, "hdpo 0.3", {"w_tool": 0.3}, mixed_only=True)
     for alpha in (0.05, 1.0):
         coupled = {"variant": "coupled", "alpha": alpha}
         yield Arm(mixed, f"coupled {alpha}", coupled, mixed_only=True)

@@ -7,9 +7,10 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +25,8 @@ from toolwise.training.launcher import launch
 from toolwise.training.settings import SftSettings
 
 SOURCE = Path(__file__).parents[2]
+LIBRARIES = ("torch", "transformers", "trl")
+"""Whose versions decide a result, as the code does."""
 SEED = 0
 """Of everything made here: the arms differ in their seed, not in where they start."""
 
@@ -65,21 +68,39 @@ class Material:
 def material(scale: Scale) -> Material:
     """Where the material of a study of this size stands, whether it has been made or not."""
     size = scale.model_dump(include={"prompts", "items", "base_steps", "sft_steps"})
-    code = code_digest(
-        [
-            *(SOURCE / "toolwise" / "synthetic").glob("*.py"),
-            SOURCE / "toolwise" / "training" / "sft.py",
-            Path(__file__),
-        ]
-    )
+    own = (Path(__file__), Path(__file__).with_name("measuring.py"))
+    code = [code_digest([*own, *answering_code()]), *(version(name) for name in LIBRARIES)]
     identity = hashlib.sha256(json.dumps([size, code]).encode()).hexdigest()[:12]
     return Material(WORK / f"start-{identity}")
 
 
+def answering_code() -> Iterator[Path]:
+    """The code that decides what a checkpoint is and answers, and whether that is right."""
+    for pattern in ("synthetic/*.py", "training/*.py", "agent/*.py", "data/*.py", "tools/**/*.py"):
+        yield from (SOURCE / "toolwise").glob(pattern)
+    yield SOURCE / "toolwise" / "evaluation" / "metrics.py"
+
+
 def code_digest(files: Iterable[Path]) -> str:
-    """Of what the files do: their syntax trees, so that comments and layout do not count."""
-    trees = [ast.dump(ast.parse(file.read_text())) for file in sorted(files)]
+    """Of what the files do: their syntax trees, so that comments and docstrings do not count."""
+    trees = [ast.dump(_without_docstrings(ast.parse(file.read_text()))) for file in sorted(files)]
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """A string that is a statement by itself does nothing."""
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [statement for statement in body if not _is_docstring(statement)]
+    return tree
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 def prepare(scale: Scale) -> Material:

@@ -142,7 +142,8 @@ def _references(arm: Arm) -> dict[str, str]:
     found = {PAPERS: f"{arm.regime}: {PAPERS}"}
     if arm.changes.get("variant") in ("coupled", "eapo"):
         found[FAST] = f"{arm.regime}: {FAST}"
-    if arm.bonus:
+    if arm.bonus:  # HDPO has no such bonus: its arms are main's
+        found[f"{FAST} of main"] = f"main: {FAST}"
         found[f"{arm.name} of main"] = f"main: {arm.name}"
     return found
 
@@ -187,6 +188,9 @@ def _difference(own: list[RolloutScore], reference: list[RolloutScore]) -> dict[
     for metric, items in among.items():
         sides = [_item_values(scores, metric, items) for scores in (own, reference)]
         shared = sides[0].keys() & sides[1].keys()
+        if not shared:
+            found[metric] = None
+            continue
         pairs = [{item: side[item] for item in sorted(shared)} for side in sides]
         difference = paired_bootstrap(*pairs)
         found[metric] = {

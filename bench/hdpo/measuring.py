@@ -18,6 +18,8 @@ from toolwise.tools import Tool
 MAX_TOKENS = 32
 KNOWN_SAMPLES = 8
 """Answers that say what a start knows of a prompt, without tools and with."""
+MIXED = 2
+"""Of those with tools, right and wrong ones of a prompt whose groups are likely to mix both."""
 SAMPLING: dict[Mode, tuple[int, Sampling]] = {
     "greedy": (1, Sampling(max_tokens=MAX_TOKENS)),
     "sampled": (2, Sampling(temperature=1.0, max_tokens=MAX_TOKENS, seed=1)),
@@ -57,8 +59,8 @@ def score_items(
 def ask_prompts(checkpoint: Path, prompts: Path, corpus: Path) -> dict[str, dict[str, Any]]:
     """What a checkpoint knows of each prompt.
 
-    `solvable`: all its tools-off answers are right. `mixed`: some of its sampled answers with tools
-    are right and some wrong. `called`: share of those with a call.
+    `solvable`: all its tools-off answers are right. `mixed`: of its sampled answers with tools at
+    least `MIXED` are right and as many wrong. `called`: share of those with a call.
     """
     tasks = read_tasks(prompts)
     engine = TransformersEngine.load(checkpoint)
@@ -75,7 +77,7 @@ def ask_prompts(checkpoint: Path, prompts: Path, corpus: Path) -> dict[str, dict
         right = sum(grade(task, r.answer) for r in offered)
         known[task.id] = {
             "solvable": all(alone),
-            "mixed": 0 < right < len(offered),
+            "mixed": MIXED <= right <= len(offered) - MIXED,
             "called": sum(r.tool_calls > 0 for r in offered) / len(offered),
         }
     return known

@@ -195,7 +195,9 @@ def _interval(metric: dict[str, Any]) -> str:
     return f"{value:.1f} ({low:.1f}–{high:.1f})"
 
 
-def _points(difference: dict[str, float]) -> str:
+def _points(difference: dict[str, float] | None) -> str:
+    if difference is None:
+        return "–"
     value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
     return f"{value:+.1f} ({low:+.1f} … {high:+.1f})"
 

@@ -21,6 +21,8 @@ from bench.hdpo.scale import WORK, Scale
 
 RESULTS = SOURCE / "bench" / "results" / "hdpo_arms.json"
 PROCESSES = 2
+ONLY_LOGGED = ("collapse.py", "monitoring.py")
+"""Of the trainer: what decides what it logs, and nothing it learns."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def write_results(results: dict[str, Any]) -> None:
 
 
 def finished(scale: Scale) -> dict[str, Any]:
-    """What came of the jobs that are done."""
+    """What came of all jobs of this size that are done, whichever are asked for by `only`."""
+    scale = scale.model_copy(update={"only": ""})
     done = [(job.arm, job.seed, job.path) for job in jobs(scale) if job.path.exists()]
     if not done:
         sys.exit(f"no arm of this study is done under {WORK}: python -m bench.hdpo trains them")
@@ -108,12 +111,12 @@ def _identity(arm: Arm, seed: int, scale: Scale) -> str:
 
 @cache
 def _training_code() -> str:
+    trainer = (SOURCE / "toolwise" / "training" / "hdpo").glob("*.py")
     here = Path(__file__).parent
     return code_digest(
         [
-            *(SOURCE / "toolwise" / "training" / "hdpo").glob("*.py"),
+            *(file for file in trainer if file.name not in ONLY_LOGGED),
             here / "training.py",
-            here / "measuring.py",
             here / "remembering.py",
         ]
     )

@@ -108,6 +108,13 @@ def right(rollout: Sequence[Rollout], **_: Any) -> list[float | None]:
     return [float(r.answer in r.task.answer) for r in rollout]
 
 
+def two_right(rollout: Sequence[Rollout], **_: Any) -> list[float | None]:
+    """Of all rollouts only the two of the first prompt that answer rightly with a call or none."""
+    return [
+        float(r.task is RED and r.answer in r.task.answer and len(r.messages) <= 4) for r in rollout
+    ]
+
+
 def arguments(folder: Path, prompts: int = len(PROMPTS), **changes: Any) -> dict[str, Any]:
     """Settings of one step over all rollouts of so many prompts, on a CPU, with nothing written."""
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from transformers import set_seed
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from toolwise.agent import Rollout
 from toolwise.agent.processor import load_processor
+from toolwise.data import Task
 from toolwise.training.hdpo import HDPOConfig, HDPOTrainer, hdpo_advantages, hdpo_loss
 from toolwise.training.hdpo.advantages import Scale
 from toolwise.training.hdpo.rewards import efficiency_rewards
@@ -287,3 +291,116 @@ class TestARolloutWhoseJudgeFailed:
         (accuracy,) = trainer._metrics["train"]["accuracy"]
         assert accuracy == pytest.approx(7 / 12)  # of those judged
         assert trainer._metrics["train"]["judge_failures"] == [pytest.approx(0.25)]
+
+
+class TestAJudgeThatFails:
+    """Beside a function that always has a reward, the format's."""
+
+    @staticmethod
+    def format(rollout: Sequence[Rollout], **_: Any) -> list[float | None]:
+        return [0.1] * len(rollout)
+
+    @staticmethod
+    def without(missing: float | None, prompts: Sequence[Task]) -> Any:
+        """The judge, which says so of these prompts."""
+
+        def judge(rollout: Sequence[Rollout], **_: Any) -> list[float | None]:
+            verdicts = right(rollout)
+            return [
+                missing if r.task in prompts else v for r, v in zip(rollout, verdicts, strict=True)
+            ]
+
+        async def judge_asynchronously(**given: Any) -> list[float | None]:
+            return judge(**given)
+
+        return judge, judge_asynchronously
+
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    def test_an_outage_takes_whole_groups_out_of_both_channels_and_counts_none_as_wrong(
+        self, base: Path, tmp_path: Path, asynchronous: bool
+    ) -> None:
+        judge = self.without(float("nan"), PROMPTS[:2])[asynchronous]
+        trainer: Any = on_records(base, tmp_path, reward=[judge, self.format])
+        batch = scored(trainer)
+        metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+        assert metrics["judge_failures"] == 0.5
+        assert metrics["accuracy"] == RIGHT[2 * G :].float().mean()
+        assert metrics["missed_call_rate"] == pytest.approx(2 / 8)
+        for name in ("advantages", "efficiency_advantages"):
+            assert not batch[name][: 2 * G].any()
+            assert batch[name][2 * G :].any()
+
+    def test_one_that_fails_everywhere_leaves_nothing_to_learn_and_no_rate(
+        self, base: Path, tmp_path: Path
+    ) -> None:
+        judge, _ = self.without(float("nan"), PROMPTS)
+        trainer: Any = on_records(base, tmp_path, reward=[judge, self.format])
+        batch = scored(trainer)
+        assert trainer._metrics["train"]["judge_failures"] == [1.0]
+        assert math.isnan(trainer._metrics["train"]["accuracy"][-1])
+        assert not batch["advantages"].any()
+        assert not batch["efficiency_advantages"].any()
+
+    def test_one_that_does_not_apply_leaves_the_reward_to_the_others(
+        self, base: Path, tmp_path: Path
+    ) -> None:
+        judge, _ = self.without(None, PROMPTS[:2])
+        trainer: Any = on_records(base, tmp_path, reward=[judge, self.format], correct_above=0.05)
+        scored(trainer)
+        assert trainer._metrics["train"]["judge_failures"] == [0.0]
+        assert trainer._metrics["train"]["accuracy"] == [1.0]
+
+
+def test_w_acc_weighs_the_accuracy_channel_and_not_the_kl_term(base: Path, tmp_path: Path) -> None:
+    found = {}
+    for w_acc in (1.0, 0.5):
+        for part in ("both", "kl"):
+            trainer: Any = on_records(
+                base, tmp_path, beta=0.5, w_acc=w_acc, w_tool=0.0, loss_type="grpo"
+            )
+            batch = off_policy(trainer, scored(trainer))
+            batch["ref_per_token_logps"] = batch["ref_per_token_logps"] - 0.3
+            if part == "kl":
+                batch["advantages"] = torch.zeros_like(batch["advantages"])
+            found[w_acc, part], _ = loss_and_gradients(trainer, batch)
+    assert found[0.5, "kl"] == pytest.approx(found[1.0, "kl"], rel=1e-6)
+    whole, half = (found[w, "both"] - found[w, "kl"] for w in (1.0, 0.5))
+    assert abs(whole) > 1e-3
+    assert half == pytest.approx(0.5 * whole, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"top_k": 20},
+        {"min_p": 0.1},
+        {"repetition_penalty": 1.1},
+        {"generation_kwargs": {"no_repeat_ngram_size": 3}},
+    ],
+)
+def test_decoding_that_the_agent_loop_does_not_do_is_refused(
+    base: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is a setting of TRL's generation"):
+        on_records(base, tmp_path, **setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"variant": "coupled", "multi_objective_aggregation": "normalize_then_sum"},
+            "multi_objective_aggregation cannot be 'normalize_then_sum'",
+        ),
+        (
+            {"variant": "eapo", "multi_objective_aggregation": "normalize_then_sum"},
+            "multi_objective_aggregation cannot be 'normalize_then_sum'",
+        ),
+        ({"tool_free": 1, "top_p": 0.9}, "set top_p=1"),
+    ],
+)
+def test_settings_that_would_be_without_effect_or_biased_are_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        HDPOConfig(**arguments(tmp_path, **settings))

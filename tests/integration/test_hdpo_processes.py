@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from recorded_rollouts import assert_same_gradients, base_model
+from recorded_rollouts import PROMPTS, G, assert_same_gradients, base_model, two_right
 from training_processes import run, train_on_records
 
+B = len(PROMPTS) * G
 RUNS: list[dict[str, Any]] = [
     # Three prompts a step: the second's group is split between the processes.
     {"loss_type": "dapo", "rows": 12, "accumulate": 1},
@@ -38,6 +39,29 @@ def shared(processes: int) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def test_two_qualifying_rollouts_weigh_the_same_on_four_processes_as_on_one(
+    tmp_path: Path,
+) -> None:
+    base = base_model(tmp_path)
+    norms = []
+    for processes in (1, 4):
+        file = tmp_path / f"{processes}.pt"
+        settings = {
+            "loss_type": "grpo",
+            "w_acc": 0.0,
+            "w_tool": 1.0,
+            "reward": two_right,
+            "per_device_train_batch_size": B // processes,
+        }
+        codes = run(train_on_records, base, file, [settings], processes=processes)
+        assert codes == [0] * processes
+        ((curve, (gradients,)),) = torch.load(file, weights_only=False)
+        assert curve[0]["qualifying/rollouts"] == 2 / B
+        norms.append(torch.stack([g.norm() for g in gradients.values()]).norm().item())
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
 
 
 def test_two_processes_have_the_losses_metrics_and_gradients_of_one(tmp_path: Path) -> None:

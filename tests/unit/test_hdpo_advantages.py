@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolwise.training.hdpo import accuracy_rewards, efficiency_rewards, hdpo_advantages
-from toolwise.training.hdpo.rewards import judge_failed
+from toolwise.training.hdpo.rewards import FAILED, judge_failed
 
 NAN = float("nan")
 
@@ -126,6 +126,12 @@ def test_a_reward_that_only_part_of_a_group_got_counts_as_a_failed_judge() -> No
         3,
     )
     assert found.tolist() == [False, True, True, False, False, True]
+
+
+def test_a_judge_that_failed_for_a_whole_group_failed_and_one_that_does_not_apply_did_not() -> None:
+    # Columns: a judge, which failed on the first prompt and does not apply to the second; a format.
+    found = judge_failed(torch.tensor([[FAILED, 1.0]] * 2 + [[NAN, 1.0]] * 2), 2)
+    assert found.tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("calls", [2, 6])

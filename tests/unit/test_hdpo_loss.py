@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolwise.training.hdpo import hdpo_loss
+from toolwise.training.hdpo.loss import surrogate
 
 # Two rollouts of three tokens; the second wrote only two, its last column is padding.
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
@@ -192,3 +193,21 @@ def test_properties_of_the_loss(
         aggregation=aggregation,  # type: ignore[arg-type]
     )
     assert torch.allclose(all_rows.efficiency, few_rows.efficiency, atol=1e-6)
+
+
+def test_a_share_of_the_count_below_one_divides_as_any_other() -> None:
+    # Two rollouts over four processes: each divides by 2/4, so that the mean of the four is the
+    # mean over both.
+    zeros = torch.zeros(1, 3)
+    found = surrogate(
+        zeros,
+        zeros,
+        torch.ones(1),
+        torch.ones(1, 3),
+        clip_low=0.2,
+        clip_high=0.2,
+        dual_clip=None,
+        aggregation="rollout",
+        count=torch.tensor(0.5),
+    )
+    assert found.item() == pytest.approx(-2.0)

@@ -30,9 +30,17 @@ class TransformersEngine:
         model: a Qwen3-VL-style model; may be one that is being trained.
         processor: its processor.
         name: what reports call it.
+
+    Raises:
+        InputError: `processor` is the tokenizer of a text-only model.
     """
 
     def __init__(self, model: Any, processor: Any, name: str = "transformers") -> None:
+        if not hasattr(processor, "tokenizer"):
+            raise InputError(
+                f"{name}: the agent loop runs vision-language models of the Qwen-VL family, and "
+                f"{type(processor).__name__} is the tokenizer of a text-only model"
+            )
         self.model = model
         self.name = name
         # One result may take up no more than an eighth of the context.

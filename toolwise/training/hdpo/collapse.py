@@ -10,6 +10,7 @@ B = P·G: rollouts of a step, of which rows p·G … p·G+G−1 share a prompt.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -109,8 +110,8 @@ class Collapse(NamedTuple):
         )
 
 
-def find_collapse(log: Sequence[Mapping[str, Any]], groups: int) -> Collapse | None:
-    """Whether tool use has collapsed by the end of a training log.
+class CollapseAlarm:
+    """Says after each logged step whether tool use has collapsed; a step costs O(log n).
 
     It has, if in some earlier window accuracy was higher and missed calls were fewer than in the
     last one of its size, each by so much that their 99.9% intervals lie apart. An earlier window
@@ -118,55 +119,105 @@ def find_collapse(log: Sequence[Mapping[str, Any]], groups: int) -> Collapse | N
     are Wilson's over the window's groups (a group's rollouts are alike, so it counts once).
 
     Args:
-        log: logged steps in order, as in `TrainerState.log_history`; those without rollouts of
-            their own are passed over.
-        groups: P, prompts of each.
+        groups: P, prompts of each logged step.
+        log: steps logged so far, in order, as in `TrainerState.log_history`; those without
+            rollouts of their own are passed over.
     """
-    rated = [entry for entry in log if _has_rates(entry)]
-    sizes = (max(STEPS, math.ceil(length / groups)) for length in GROUPS)
-    return next(filter(None, (_collapse(rated, groups, size) for size in sizes)), None)
+
+    def __init__(self, groups: int, log: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.groups = groups
+        self.log = log
+        self._sums = [(0.0, 0.0)]  # of accuracy and of missed calls, over the first steps
+        self._steps: list[int] = []
+        sizes = {max(STEPS, math.ceil(length / groups)): None for length in GROUPS}
+        self._best: dict[int, list[Window]] = {size: [] for size in sizes}
+        for entry in log:
+            self.add(entry)
+
+    def add(self, entry: Mapping[str, Any]) -> Collapse | None:
+        """The clearest collapse as of this step, in the shortest windows that show one."""
+        if not _has_rates(entry):
+            return None
+        accuracy, missed = self._sums[-1]
+        self._sums.append((accuracy + entry["accuracy"], missed + entry[MISSED]))
+        self._steps.append(int(entry.get("step", 0)))
+        found = (self._collapse(size, best) for size, best in self._best.items())
+        return next(filter(None, list(found)), None)
+
+    def _collapse(self, size: int, best: list[Window]) -> Collapse | None:
+        """Between the last `size` steps and a window before them, kept in `best`.
+
+        `best` holds the windows that no other beats in both rates, so both rise along it.
+        """
+        end = len(self._steps) - size
+        if end < 1:
+            return None
+        _keep(best, self._window(end, size))
+        after = self._window(len(self._steps), size)
+        fewer = bisect_left(best, after.missed_interval.low, key=_missed_high)
+        if not fewer or best[fewer - 1].accuracy_interval.low <= after.accuracy_interval.high:
+            return None
+        return Collapse(best[fewer - 1], after)
+
+    def _window(self, end: int, size: int) -> Window:
+        start = max(0, end - size)
+        count = (end - start) * self.groups
+        accuracy, missed = (
+            round(max(0.0, upto - before) / (end - start), 9)  # or equal windows would differ
+            for upto, before in zip(self._sums[end], self._sums[start], strict=True)
+        )
+        return Window(
+            self._steps[end - 1],
+            accuracy,
+            missed,
+            wilson_interval(accuracy * count, count, CONFIDENCE),
+            wilson_interval(missed * count, count, CONFIDENCE),
+        )
 
 
-def tag_active_run(collapse: Collapse) -> None:
+def find_collapse(log: Sequence[Mapping[str, Any]], groups: int) -> Collapse | None:
+    """Whether tool use has collapsed by the end of a training log; see `CollapseAlarm`."""
+    alarm = CollapseAlarm(groups)
+    found = None
+    for entry in filter(_has_rates, log):
+        found = alarm.add(entry)
+    return found
+
+
+def tag(step: int, metrics: Mapping[str, float]) -> str:
+    """What the tag `TAG` of a run says: the rates at the step that raised the alarm."""
+    return (
+        f"step {step}: accuracy {metrics['accuracy']:.2f}, wrong answers without a call "
+        f"{metrics[MISSED]:.2f} of all rollouts"
+    )
+
+
+def tag_active_run(step: int, metrics: Mapping[str, float]) -> None:
     """Tag the MLflow run that the trainer's own callback logs to."""
     import mlflow
 
     if mlflow.active_run() is not None:
-        mlflow.set_tag(TAG, str(collapse))
+        mlflow.set_tag(TAG, tag(step, metrics))
 
 
-def _collapse(rated: Sequence[Mapping[str, Any]], groups: int, size: int) -> Collapse | None:
-    """The clearest collapse between the last `size` steps and some before."""
-    earlier = rated[:-size]
-    if not earlier:
-        return None
-    after = _window(rated[-size:], groups)
-    ends = range(1, len(earlier) + 1)
-    windows = (_window(earlier[max(0, end - size) : end], groups) for end in ends)
-    before = [
-        window
-        for window in windows
-        if window.accuracy_interval.low > after.accuracy_interval.high
-        and window.missed_interval.high < after.missed_interval.low
-    ]
-    if not before:
-        return None
-    best = max(before, key=lambda window: (window.accuracy_interval.low, window.last_step))
-    return Collapse(best, after)
+def _keep(best: list[Window], window: Window) -> None:
+    """Insert a window unless a kept one beats it, and drop those it beats."""
+    accuracy, missed = _accuracy_low(window), _missed_high(window)
+    above = bisect_right(best, accuracy, key=_accuracy_low)
+    if above < len(best) and _missed_high(best[above]) <= missed:
+        return
+    beaten = bisect_left(best, missed, key=_missed_high)
+    best[beaten:above] = [window]
 
 
-def _window(steps: Sequence[Mapping[str, Any]], groups: int) -> Window:
-    count = len(steps) * groups
-    accuracy = sum(step["accuracy"] for step in steps) / len(steps)
-    missed = sum(step[MISSED] for step in steps) / len(steps)
-    return Window(
-        int(steps[-1].get("step", 0)),
-        accuracy,
-        missed,
-        wilson_interval(accuracy * count, count, CONFIDENCE),
-        wilson_interval(missed * count, count, CONFIDENCE),
-    )
+def _accuracy_low(window: Window) -> float:
+    return window.accuracy_interval.low
+
+
+def _missed_high(window: Window) -> float:
+    return window.missed_interval.high
 
 
 def _has_rates(entry: Mapping[str, Any]) -> bool:
-    return all(isinstance(entry.get(name), int | float) for name in ("accuracy", MISSED))
+    rates = (entry.get(name) for name in ("accuracy", MISSED))
+    return all(isinstance(rate, int | float) and math.isfinite(rate) for rate in rates)

@@ -69,6 +69,19 @@ class HDPOConfig(GRPOConfig):
                 f"tool_free must leave a group of {self.num_generations} at least one rollout with "
                 f"tools, and is {self.tool_free}"
             )
+        if self.tool_free and self.top_p < 1:
+            raise ValueError(
+                f"tool_free weighs whole likelihoods under two prompts, and top_p={self.top_p} "
+                "samples from a part of each: set top_p=1"
+            )
+        if self.multi_objective_aggregation != "sum_then_normalize" and self.variant in (
+            "coupled",
+            "eapo",
+        ):
+            raise ValueError(
+                f"variant {self.variant!r} makes one reward of all and normalises that: "
+                f"multi_objective_aggregation cannot be {self.multi_objective_aggregation!r}"
+            )
         if self.efficiency_normalize not in ("qualifying", "group"):
             raise ValueError(
                 "efficiency_normalize must be 'qualifying' or 'group', "

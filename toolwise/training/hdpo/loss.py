@@ -111,8 +111,8 @@ def surrogate(
 
     Args:
         weights_BT: [B, T] (or [B, 1]) factors on each token's loss, for importance sampling.
-        count: denominator of the mean, where the batch is one part of a larger one; as
-            `mean_count` gives it for the whole.
+        count: this batch's share of the mean's denominator, positive; by default the batch is
+            the whole, and it is `mean_count`, at least 1.
     """
     mask_BT = mask_BT.bool()
     log_ratio_BT = (logps_BT - old_logps_BT).masked_fill(~mask_BT, 0.0)
@@ -134,10 +134,10 @@ def surrogate(
         loss_BT = loss_BT * weights_BT
     loss_BT = loss_BT.masked_fill(~mask_BT, 0.0)
     if count is None:
-        count = mean_count(mask_BT, aggregation)
+        count = mean_count(mask_BT, aggregation).clamp(min=1)
     if aggregation == "rollout":
         loss_BT = loss_BT / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
-    return loss_BT.sum() / count.clamp(min=1)
+    return loss_BT.sum() / count
 
 
 def mean_count(mask_BT: Tensor, aggregation: Aggregation) -> Tensor:

@@ -5,6 +5,7 @@ B: rollouts. P: prompts. G: rollouts per prompt (a group). F: reward functions.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,12 +35,16 @@ def accuracy_rewards(answer_B: Tensor, format_B: Tensor) -> Tensor:
     return ANSWER_SHARE * answer_B.float() + FORMAT_SHARE * format_B.float()
 
 
-def judge_failed(rewards_BF: Tensor, num_generations: int) -> Tensor:
-    """Rollouts without a reward that others of their group got, or without any, [B].
+FAILED = math.inf
+"""Stands for a judge that failed, beside NaN, which is TRL's for one that does not apply."""
 
-    A reward function that says nothing (NaN) about a whole group does not apply to that prompt;
-    one that says nothing about part of a group has failed there, and what is left of the reward
-    cannot be compared.
+
+def judge_failed(rewards_BF: Tensor, num_generations: int) -> Tensor:
+    """Rollouts whose judge failed: what is left of their reward cannot be compared, [B].
+
+    That is, a function said `FAILED`; or nothing (NaN) where it has a reward for others of the
+    group, while one that says nothing about a whole group does not apply to that prompt; or none
+    has a reward.
 
     Args:
         rewards_BF: rewards of F functions, groups of `num_generations` in a row.
@@ -48,7 +53,7 @@ def judge_failed(rewards_BF: Tensor, num_generations: int) -> Tensor:
     missing_PGF = rewards_BF.isnan().view(-1, num_generations, rewards_BF.shape[1])
     applies_P1F = ~missing_PGF.all(dim=1, keepdim=True)
     failed_PG = (missing_PGF & applies_P1F).any(dim=2) | missing_PGF.all(dim=2)
-    return failed_PG.flatten()
+    return failed_PG.flatten() | (rewards_BF == FAILED).any(dim=1)
 
 
 def efficiency_rewards(correct_B: Tensor, tool_calls_B: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from toolwise.training.hdpo.forward import RecordScores, gather_head, score_reco
 from toolwise.training.hdpo.loss import Level, efficiency_mask, mean_count, surrogate
 from toolwise.training.hdpo.monitoring import rollout_metrics
 from toolwise.training.hdpo.resumable import ResumableGRPOTrainer
+from toolwise.training.hdpo.reward_functions import marks_failures
 from toolwise.training.hdpo.rewards import Scores, efficiency_rewards, judge_failed
 from toolwise.training.hdpo.tool_free import answer_both_ways, is_tool_free, mixture_weights
 from toolwise.training.hdpo.tool_images import ToolImagesGRPOTrainer
@@ -48,8 +49,8 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
     Takes what `GRPOTrainer` takes. The reward functions, summed by `reward_weights`, are the
     accuracy reward; the efficiency reward 1/(T+1) is computed from the tool calls in each
     completion's messages. With `w_tool=0` the loss and its gradients are GRPOTrainer's. A rollout
-    that got no reward where others of its group did (None, or NaN: its judge failed) is in neither
-    channel.
+    whose judge failed (its reward is NaN, or None where others of its group got a number) is in
+    neither channel.
 
     Args:
         agent: makes the rollouts instead of TRL's generation, at `args.temperature` and with at
@@ -85,12 +86,19 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
             raise TypeError(f"args must be an HDPOConfig, not {type(self.args).__name__}")
         if self.args.tool_free and agent is None:
             raise ValueError("tool_free rollouts are the agent loop's: give an agent")
+        if agent is not None:
+            _refuse_what_the_agent_does_not_sample_with(self.args)
+        self.reward_funcs = [
+            reward if isinstance(reward, nn.Module) else marks_failures(reward)
+            for reward in self.reward_funcs
+        ]
         for model in (self.model, self.ref_model):
             if model is not None:
                 gather_head(model)
         self._agent = agent(self) if callable(agent) else agent
         self._tasks = tasks
         self._seconds = 0.0
+        self._alarm: collapse.CollapseAlarm | None = None
         self._scores: Scores | None = None
         self._weights: Tensor | None = None  # of rollouts sampled under two prompts
         self._logps: Tensor | None = None
@@ -283,20 +291,24 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
         now = {name: sum(values) / len(values) for name, values in logged.items()}
         history = self.state.log_history
         groups = cast(int, self.args.generation_batch_size) // self.num_generations
-        found = collapse.find_collapse(
-            [*history, {**now, "step": self.state.global_step}], groups * len(logged["accuracy"])
-        )
+        groups *= len(logged["accuracy"])
+        if not self._alarm or self._alarm.log is not history or self._alarm.groups != groups:
+            self._alarm = collapse.CollapseAlarm(groups, history)
+        step = self.state.global_step
+        found = self._alarm.add({**now, "step": step})
         metrics[collapse.ALARM] = [float(found is not None)]
         before = next((e[collapse.ALARM] for e in reversed(history) if collapse.ALARM in e), 0.0)
         if found and not before and self.accelerator.is_main_process:
             _logger.warning(str(found))
             if "mlflow" in (self.args.report_to or ()):
-                collapse.tag_active_run(found)
+                collapse.tag_active_run(step, now)
 
     # Loss
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._records = inputs.get("records", [])
+        if self.args.w_acc != 1.0:  # TRL's loss also holds a KL, an entropy and a router term
+            inputs = {**inputs, "advantages": self.args.w_acc * inputs["advantages"]}
         self._rows = self._rows_with_signal(inputs)
         loss = super()._compute_loss(model, inputs)
         logps, self._logps = self._logps, None
@@ -304,8 +316,6 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
         assert logps is not None
         mode = "train" if self.model.training else "eval"
         self._keep({"loss/accuracy": self._logged(loss, mode)})
-        if self.args.w_acc != 1.0:
-            loss = self.args.w_acc * loss
         if self.args.efficiency_weight:
             efficiency = self._efficiency_loss(logps, inputs, mode)
             self._keep({"loss/efficiency": self._logged(efficiency, mode)})
@@ -326,7 +336,7 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
         """This batch's share of the efficiency loss of the whole optimizer step."""
         advantages, old = inputs["efficiency_advantages"], inputs.get("old_per_token_logps")
         mask = efficiency_mask(advantages, _loss_mask(inputs), self.args.efficiency_normalize)
-        count = inputs["efficiency_items"] / self.accelerator.num_processes
+        count = inputs["efficiency_items"].clamp(min=1) / self.accelerator.num_processes
         if mode == "train":  # `efficiency_items` spans the generation batch, as TRL's count does
             count = count * self.current_gradient_accumulation_steps
             count = count / self.args.steps_per_generation
@@ -409,6 +419,21 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
     @property
     def _several(self) -> bool:
         return self.accelerator.num_processes > 1
+
+
+def _refuse_what_the_agent_does_not_sample_with(args: HDPOConfig) -> None:
+    unknown = {
+        "top_k": args.top_k,
+        "min_p": args.min_p,
+        "repetition_penalty": args.repetition_penalty != 1.0,
+        "generation_kwargs": args.generation_kwargs,
+    }
+    for name, given in unknown.items():
+        if given:
+            raise ValueError(
+                f"{name} is a setting of TRL's generation; the agent loop samples at temperature "
+                "and top_p alone"
+            )
 
 
 def _gather(tensor: Tensor) -> Tensor:
