@@ -32,8 +32,8 @@ def descendants(pid: int | None = None) -> set[int]:
         for thread in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
             for child in map(int, (thread / "children").read_text().split()):
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this one did
-                    state = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
-                    found |= descendants(child) | ({child} if state != "Z" else set())
+                    state = Path(f"/proc/{child}/stat").read_bytes().rsplit(b")", 1)[1].split()[0]
+                    found |= descendants(child) | ({child} if state != b"Z" else set())
     return found
 
 
