@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import PIL
@@ -20,6 +25,8 @@ from toolwise.data import decode_image
 from toolwise.errors import BackendError, InputError
 from toolwise.tools.sandbox import Isolation, SandboxLimits, SandboxSession, open_sandbox
 from toolwise.tools.sandbox import local as local_sandbox
+from toolwise.tools.sandbox.inside import lockdown, wire
+from toolwise.tools.sandbox.inside.supervisor import Supervisor
 from toolwise.tools.sandbox.local import LocalSandbox
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing")
@@ -193,8 +200,25 @@ class TestTimeLimit:
         assert "NameError" in session.call("print(x)").text
         session.close()
 
+    def test_handing_over_the_code_counts(self, impatient: LocalSandbox) -> None:
+        """Where the session answers a call to come, and then takes nothing from the wire."""
+        session = impatient.open([])
+        result = session.call(
+            "import gc, json, os, socket, struct, time\n"
+            "wire = [o for o in gc.get_objects() if isinstance(o, socket.socket)][0]\n"
+            "head = json.dumps({'call': 1, 'text': '', 'error': None, 'sizes': [], 'blobs': []})\n"
+            "wire.sendall(struct.pack('!I', len(head)) + head.encode())\n"
+            "time.sleep(1000)"
+        )
+        assert result.text == ""
+        late = session.call("x = '" + "y" * 4_000_000 + "'")
+        assert late.text.startswith("Error: timed out after 2 s")
+        assert 2.0 <= late.seconds < 3.5
+        session.close()
+
     def test_others_go_on_meanwhile(self, sandbox: LocalSandbox) -> None:
         looping, other = sandbox.open([]), sandbox.open([])
+        looping.call("1")
         thread = threading.Thread(target=looping.call, args=("while True: pass",))
         thread.start()
         assert other.call("print('here')").text == "here"
@@ -417,6 +441,8 @@ class TestWalls:
         assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
         assert fields["NoNewPrivs"] == "1"
         assert fields["Seccomp"] == "2"
+        limits = Path(f"/proc/{process}/limits").read_text()
+        assert re.search(r"Max core file size +[01] +[01] ", limits)
         session.close()
 
 
@@ -428,21 +454,79 @@ class TestTheSandboxItself:
         send(signal.SIGKILL, descendants())
         assert own_sandbox.open([]).call("print('here')").text == "here"
 
-    def test_a_worker_killed_during_a_first_call_loses_nothing(
+    def test_code_under_which_a_worker_died_is_handed_to_no_other(self) -> None:
+        """It may be why: the next worker's sessions must not pay for it too."""
+        others = descendants()
+        pool = LocalSandbox(workers=1, limits=LIMITS)
+        session = pool.open([])
+        pool.open([]).call("1")
+        first = descendants() - others
+        with ThreadPoolExecutor(1) as thread:
+            calling = thread.submit(session.call, "import time; time.sleep(1000)")
+            assert eventually(lambda: bool(descendants() - others - first))
+            send(signal.SIGKILL, first)
+            with pytest.raises(BackendError, match="does not work here"):
+                calling.result(60)
+        assert eventually(lambda: descendants() == others)  # no other worker was started
+        assert pool.open([]).call("print('next')").text == "next"
+        pool.close()
+
+    def test_a_session_closed_while_it_starts_takes_no_other_along(
         self, own_sandbox: LocalSandbox
     ) -> None:
         others = descendants()
-        session = own_sandbox.open([])
-        own_sandbox.open([]).call("1")
-        idle = descendants() - others
-        texts: list[str] = []
-        code = "import time; time.sleep(1); print('done')"
-        thread = threading.Thread(target=lambda: texts.append(session.call(code).text))
-        thread.start()
-        assert eventually(lambda: bool(descendants() - others - idle))
-        send(signal.SIGKILL, idle)
-        thread.join(60)
-        assert texts == ["done"]
+        bystander, closed = own_sandbox.open([]), own_sandbox.open([png()])
+        bystander.call("x = 'kept'")
+        worker = descendants() - others
+        send(signal.SIGSTOP, worker)
+        with ThreadPoolExecutor(1) as thread:
+            calling = thread.submit(closed.call, "print('never')")
+            assert eventually(lambda: closed._process is not None)
+            closed.close()
+            send(signal.SIGCONT, worker)
+            with pytest.raises(BackendError, match="closed"):
+                calling.result(60)
+        assert bystander.call("print(x)").text == "kept"
+
+    def test_a_session_that_cannot_start_says_why_and_leaves_the_worker(self) -> None:
+        pool = LocalSandbox(workers=1, limits=SandboxLimits(disk_mb=-1))
+        workers = descendants()
+        with pytest.raises(BackendError, match=r"can't start a session: .*mount tmpfs on /tmp"):
+            pool.open([png()]).call("1")
+        assert workers <= descendants()
+        pool.close()
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without processes")
+    def test_a_session_for_which_there_is_no_process_costs_no_other(self) -> None:
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def start(name: str) -> tuple[socket.socket, dict[str, object]]:
+            mine, its = socket.socketpair()
+            with its:
+                socket.send_fds(control, [f"start {name}".encode()], [its.fileno()])
+            return mine, wire.receive(mine, 1000, 0, time.monotonic() + 30.0)[0]
+
+        supervisor = os.fork()
+        if supervisor == 0:
+            try:
+                control.close()
+                os.setresuid(64999, 64999, 64999)
+                lockdown.LIBC.prctl(lockdown.PR_SET_DUMPABLE, 1, 0, 0, 0)  # /proc/self is ours
+                resource.setrlimit(resource.RLIMIT_NPROC, (2, 2))
+                Supervisor(theirs, asdict(LIMITS), isolated=False).run()
+            finally:
+                os._exit(0)
+        theirs.close()
+        first, greeting = start("1")
+        second, refusal = start("2")
+        assert greeting == {"ready": True}
+        assert "temporarily unavailable" in str(refusal["refused"])
+        wire.send(first, {"sizes": []})
+        wire.send(first, {"call": 1, "code": "print('here')"})
+        assert wire.receive(first, 1000, 0, time.monotonic() + 30.0)[0]["text"] == "here\n"
+        for end in (first, second, control):
+            end.close()
+        os.waitpid(supervisor, 0)
 
     def test_variables_lost_with_a_worker_stop_the_step(self, own_sandbox: LocalSandbox) -> None:
         others = descendants()
@@ -484,6 +568,16 @@ class TestTheSandboxItself:
             session.close()
         assert open_files() <= descriptors
         assert eventually(lambda: len(descendants()) <= processes)
+
+    def test_a_closed_sandbox_is_the_hosts_fault(self) -> None:
+        pool = LocalSandbox(workers=1)
+        started, new = pool.open([]), pool.open([])
+        started.call("1")
+        pool.close()
+        for session in (started, new, pool.open([])):
+            with pytest.raises(BackendError):
+                session.call("1")
+            session.close()
 
     def test_closing_ends_every_process(self) -> None:
         others = descendants()
