@@ -37,15 +37,6 @@ def descendants(pid: int | None = None) -> set[int]:
     return found
 
 
-def settled_descendants() -> set[int]:
-    """Those left once what earlier tests started has ended: the same for a whole second."""
-    readings, pause = [descendants()], threading.Event()
-    while len(readings) < 10 or any(one != readings[-1] for one in readings[-10:]):
-        pause.wait(0.1)
-        readings.append(descendants())
-    return readings[-1]
-
-
 def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
     deadline, pause = time.monotonic() + seconds, threading.Event()
     while not (held := holds()) and time.monotonic() < deadline:
