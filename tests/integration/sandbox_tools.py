@@ -32,18 +32,9 @@ def descendants(pid: int | None = None) -> set[int]:
         for thread in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
             for child in map(int, (thread / "children").read_text().split()):
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this one did
-                    state = Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
-                    found |= descendants(child) | ({child} if state != "Z" else set())
+                    state = Path(f"/proc/{child}/stat").read_bytes().rsplit(b")", 1)[1].split()[0]
+                    found |= descendants(child) | ({child} if state != b"Z" else set())
     return found
-
-
-def settled_descendants() -> set[int]:
-    """Those left once what earlier tests started has ended: the same for a whole second."""
-    readings, pause = [descendants()], threading.Event()
-    while len(readings) < 10 or any(one != readings[-1] for one in readings[-10:]):
-        pause.wait(0.1)
-        readings.append(descendants())
-    return readings[-1]
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:

@@ -27,12 +27,27 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield host
 
 
+COUNT = """
+n += 1
+read, write = os.pipe()
+one, other = socket.socketpair()
+os.write(write, b"%d " % n)
+one.sendall(os.read(read, 9) + open("/tmp/kept", "rb").read())
+print(other.recv(99).decode())
+for end in (read, write): os.close(end)
+for end in (one, other): end.close()
+"""
+
+
 class Bystander:
-    """A session of the same worker that counts, call after call, for as long as it is watched."""
+    """A session of the same worker that counts, call after call, for as long as it is watched.
+
+    Each number goes through a pipe, a pair of sockets and a file.
+    """
 
     def __init__(self, sandbox: LocalSandbox) -> None:
         self._session = sandbox.open([])
-        self._session.call("open('/tmp/kept', 'w').write('kept'); n = 0")
+        self._session.call("import os, socket; open('/tmp/kept', 'w').write('kept'); n = 0")
         self._stop = threading.Event()
         self.answers: list[str] = []
         self._thread = threading.Thread(target=self._count)
@@ -40,8 +55,7 @@ class Bystander:
 
     def _count(self) -> None:
         while not self._stop.is_set():
-            code = "n += 1; print(n, open('/tmp/kept').read())"
-            self.answers.append(self._session.call(code).text)
+            self.answers.append(self._session.call(COUNT).text)
 
     def stop(self) -> None:
         self._stop.set()

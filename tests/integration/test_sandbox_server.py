@@ -37,6 +37,7 @@ ON_THE_SERVER = {
     "a port of the host",
     "two sessions, by an abstract socket",
     "fork bomb",
+    "a child whose name is no text",
     "memory flood of many processes",
     "a length without end",
     "exit past Python",
@@ -156,6 +157,36 @@ def test_a_session_closed_while_it_is_opened_is_gone_from_the_server() -> None:
     stop(server)
 
 
+def test_code_that_may_have_ended_its_server_is_sent_once() -> None:
+    port = free_port()
+    server = start(port)
+    sandbox = open_sandbox("bubblewrap", url=f"http://127.0.0.1:{port}")
+    session = sandbox.open([])
+    idle = descendants(server.pid)
+    with ThreadPoolExecutor(1) as pool:
+        calling = pool.submit(session.call, "import time; time.sleep(1000)")
+        assert eventually(lambda: bool(descendants(server.pid) - idle))
+        server.kill()
+        server.wait(60)
+        server = start(port)
+        with pytest.raises(BackendError, match=str(port)):
+            calling.result(60)
+    assert httpx.get(f"http://127.0.0.1:{port}/health").json()["sessions"] == 0
+    sandbox.close()
+    stop(server)
+
+
+def test_a_closed_sandbox_is_the_hosts_fault(url: str) -> None:
+    sandbox = open_sandbox("bubblewrap", url=url)
+    started, new = sandbox.open([]), sandbox.open([])
+    started.call("1")
+    sandbox.close()
+    for session in (started, new):
+        with pytest.raises(BackendError, match="closed"):
+            session.call("1")
+        session.close()
+
+
 def test_a_server_weaker_than_accepted_is_refused(url: str) -> None:
     with pytest.raises(BackendError, match=r"isolates by 'bubblewrap'.*'gvisor'"):
         open_sandbox("gvisor", url=url)
@@ -172,6 +203,7 @@ def test_a_corrupt_image_is_the_inputs_fault(url: str) -> None:
     ("method", "path", "body", "status"),
     [
         ("POST", "/sessions", {"images": ["not base64!"]}, 422),
+        ("POST", "/sessions", {"images": ["é"]}, 422),
         ("POST", "/sessions", {"images": "x"}, 422),
         ("POST", "/sessions/unknown/calls", {"code": "1"}, 404),
         ("POST", "/sessions/unknown/calls", {"code": 1}, 422),

@@ -56,6 +56,9 @@ def test_the_numbers_are_the_kernels(machine: str) -> None:
     ours |= {"clone": syscalls.CLONE[column], "socketpair": syscalls.SOCKETPAIR[column]}
     ours |= {"mmap": syscalls.MMAP[column], "prctl": syscalls.PRCTL[column]}
     ours |= {"ioctl": syscalls.IOCTL[column], "fcntl": syscalls.FCNTL[column]}
+    ours |= {"getsockopt": syscalls.GETSOCKOPT[column], "sendto": syscalls.SENDTO[column]}
+    ours |= {"futex": syscalls.FUTEX[column], "setrlimit": syscalls.SETRLIMIT[column]}
+    ours |= {"prlimit64": syscalls.PRLIMIT64[column]}
     assert {name: numbers.get(name) for name in ours} == ours
     for name, number in syscalls.ALLOWED_OF_THE_SHARED.items():
         assert numbers.get(name, number) == number >= shared_from  # older headers end earlier
@@ -97,7 +100,8 @@ def test_arguments_decide_where_a_call_has_two_faces(machine: str) -> None:
     assert verdict(machine, syscalls.SOCKETPAIR[column], 1) == ALLOW
     assert verdict(machine, syscalls.SOCKETPAIR[column], 30) == EPERM
     assert verdict(machine, syscalls.IOCTL[column], 0, 0x5401) == ALLOW
-    for request in (0x5412, 1 << 32 | 0x5412):  # the kernel looks at the lower half only
+    # SIOCGIFCONF, SIOCGIFHWADDR, TIOCSTI; of an int the kernel looks at the lower half only
+    for request in (0x8912, 0x8927, 0x5412, 1 << 32 | 0x5412):
         assert verdict(machine, syscalls.IOCTL[column], 0, request) == EPERM
     mmap, prctl = syscalls.MMAP[column], syscalls.PRCTL[column]
     for flags in (0x22, 0x02, 0x01, 0x20022):  # private, or of a file
@@ -107,7 +111,39 @@ def test_arguments_decide_where_a_call_has_two_faces(machine: str) -> None:
     assert verdict(machine, prctl, 15) == ALLOW
     assert verdict(machine, prctl, 62) == EPERM
     assert verdict(machine, fcntl, 3, 1030) == ALLOW  # F_DUPFD_CLOEXEC
-    assert verdict(machine, fcntl, 3, 6) == EPERM
+    for command in (6, 8, 1024, 1031, 1036):  # a lock, an owner, a lease, a pipe's width, a hint
+        assert verdict(machine, fcntl, 3, command) == EPERM
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_socket_talks_to_its_other_end_alone(machine: str) -> None:
+    column = syscalls.column_of(machine)
+    getsockopt, sendto = syscalls.GETSOCKOPT[column], syscalls.SENDTO[column]
+    assert verdict(machine, getsockopt, 3, 1, 4) == ALLOW  # SO_ERROR
+    for option in (17, 59, 71, 77):
+        assert verdict(machine, getsockopt, 3, 1, option) == EPERM
+    assert verdict(machine, sendto, 3, 1 << 40, 5, 0x4040, 0, 16) == ALLOW
+    for address in (1 << 12, 1 << 32, 0x7FFF_0000_0000):
+        assert verdict(machine, sendto, 3, 1 << 40, 5, 0, address, 16) == EPERM
+    assert verdict(machine, sendto, 3, 1 << 40, 5, 0x41) == EPERM  # MSG_OOB
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_only_a_private_futex_wakes(machine: str) -> None:
+    futex = syscalls.FUTEX[syscalls.column_of(machine)]
+    for command in range(14):
+        assert verdict(machine, futex, 1 << 40, command | 128) == ALLOW
+        waits = command in (0, 9)
+        for clock in (0, 256):
+            assert verdict(machine, futex, 1 << 40, command | clock) == (ALLOW if waits else EPERM)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_limit_of_core_dumps_stays(machine: str) -> None:
+    column = syscalls.column_of(machine)
+    for resource, answer in ((4, EPERM), (7, ALLOW)):
+        assert verdict(machine, syscalls.SETRLIMIT[column], resource, 1 << 40) == answer
+        assert verdict(machine, syscalls.PRLIMIT64[column], 0, resource, 1 << 40) == answer
 
 
 def test_numbers_of_another_architecture_kill() -> None:

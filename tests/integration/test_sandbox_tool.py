@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sandbox_tools import descendants, picture, png
+from sandbox_tools import descendants, picture, png, send
 
 from toolwise.data import decode_image
 from toolwise.errors import InputError
 from toolwise.tools import Tool, ToolError, ToolResult, open_tools
 from toolwise.tools.python import PythonTool
+from toolwise.tools.sandbox.local import LocalSandbox
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing")
 
@@ -89,6 +92,29 @@ async def test_a_cancelled_call_ends_with_its_session(tool: PythonTool) -> None:
     started = time.monotonic()
     await session.close()
     assert time.monotonic() - started < 5.0
+
+
+async def test_the_event_loop_is_free_while_a_busy_supervisor_is_told_to_close() -> None:
+    others = descendants()
+    tool = PythonTool(workers=1)
+    session = await tool.open([])
+    await session.call({"code": "1"})
+    worker = descendants() - others
+    send(signal.SIGSTOP, worker)
+    assert isinstance(tool._sandbox, LocalSandbox)
+    control = tool._sandbox.worker(())._control
+    control.settimeout(0)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            control.send(b"end nobody")
+    control.settimeout(5.0)
+    closing = asyncio.create_task(session.close())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    send(signal.SIGCONT, worker)
+    await closing
+    await tool.aclose()
 
 
 async def test_open_tools_gives_search_only_with_a_corpus(tmp_path: Path) -> None:

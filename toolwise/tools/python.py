@@ -84,4 +84,4 @@ class PythonSession:
         return await loop.run_in_executor(self._threads, self._session.call, code)
 
     async def close(self) -> None:
-        self._session.close()
+        await asyncio.to_thread(self._session.close)  # it waits for a busy supervisor

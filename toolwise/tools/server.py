@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import ctypes
 import secrets
 import time
@@ -92,7 +91,7 @@ class Sessions:
             raise BackendError(f"all {MAX_SESSIONS} sessions of the sandbox server are taken")
         try:
             decoded = [base64.b64decode(image, validate=True) for image in images]
-        except binascii.Error as error:
+        except ValueError as error:
             raise InputError(f"images must be base64: {error}") from None
         name = secrets.token_urlsafe(16)
         self._sessions[name] = await self._tool.open(decoded)

@@ -63,7 +63,7 @@ def command() -> list[str]:
         *("--ro-bind", str(INSIDE), "/opt/toolwise/inside"),
         *("--proc", "/proc", "--dir", "/dev"),
         *(part for device in DEVICES for part in ("--dev-bind", device, device)),
-        *("--remount-ro", "/", "--chdir", "/"),
+        *("--remount-ro", "/", "--hostname", "sandbox", "--chdir", "/"),
         python,
     ]
 

@@ -34,7 +34,7 @@ class SandboxLimits:
         disk_mb: everything under /tmp.
         text_chars: text a call may print; the rest is cut with a note.
         images: images a call may show.
-        pixels: size of each of them.
+        pixels: size of all of them together; the host encodes them after the call.
     """
 
     seconds: float = 10.0
@@ -43,7 +43,7 @@ class SandboxLimits:
     disk_mb: int = 32
     text_chars: int = 8000
     images: int = 8
-    pixels: int = 4_000_000
+    pixels: int = 8_000_000
 
 
 DEFAULT_LIMITS = SandboxLimits()

@@ -66,6 +66,7 @@ class LocalSandbox:
         # `bwrap --die-with-parent` dies with the *thread* that started it: this one lasts.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox-starter")
         self._workers: dict[tuple[int, Modules], Worker] = {}
+        self._closed = False
         for _ in range(workers):
             self.worker(())
 
@@ -74,6 +75,7 @@ class LocalSandbox:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             for worker in self._workers.values():
                 worker.close()
         self._starter.shutdown()
@@ -82,8 +84,13 @@ class LocalSandbox:
         """The worker whose turn it is among those that have imported `modules`.
 
         One that died is replaced; one for new modules is started by the first who asks.
+
+        Raises:
+            BackendError: the sandbox is closed, or a worker can't be started.
         """
         with self._lock:
+            if self._closed:
+                raise BackendError("the python sandbox is closed")
             place = next(self._turn), modules
             worker = self._workers.get(place)
             if worker is None or not worker.alive:
@@ -144,20 +151,35 @@ class Worker:
         """Wait until a session has started.
 
         Raises:
-            BackendError: it has not; the worker is killed.
+            EOFError: it ended first, or the worker did (see `check`).
+            BackendError: the supervisor could not start it, or does not answer and is killed.
         """
         try:
             header, _ = wire.receive(sock, 1000, 0, time.monotonic() + START_SECONDS)
-        except (OSError, EOFError, wire.WireError):
+        except ConnectionError:
+            raise EOFError from None
+        except (OSError, wire.WireError):
             raise self.failure() from None
-        if header != {"ready": True}:
-            raise self.failure()
+        match header:
+            case {"ready": True}:
+                return
+            case {"refused": str(reason)}:
+                raise BackendError(f"the python sandbox can't start a session: {reason}")
+            case _:
+                raise self.failure()
 
     def check(self) -> None:
-        """Start a session and end it; raises `BackendError` where that fails."""
+        """Start a session and end it.
+
+        Raises:
+            BackendError: that fails; the worker is killed unless it said why.
+        """
         name, sock = self.start()
         with sock:
-            self.await_greeting(sock)
+            try:
+                self.await_greeting(sock)
+            except EOFError:
+                raise self.failure() from None
         self.end(name)
 
     def end(self, name: str) -> None:
@@ -203,18 +225,13 @@ class LocalSession:
         """Run code.
 
         Raises:
-            BackendError: no worker can be started, or the worker died under a session that had
-                variables to lose (without any, another worker takes the call).
+            BackendError: no session can be started, or the worker died while the code ran. That
+                code may be why, so no other worker runs it.
             InputError: an image of the task can't be decoded.
         """
         with self._lock:
             started = time.perf_counter()
-            fresh = self._process is None
             try:
-                result = self._attempt(code)
-            except BackendError:
-                if not fresh:
-                    raise
                 result = self._attempt(code)
             finally:
                 if self._closed:
@@ -231,23 +248,17 @@ class LocalSession:
             self._lock.release()
 
     def _attempt(self, code: str) -> ToolResult:
-        if self._closed:
-            raise BackendError("the python session was closed while a call was waiting")
-        fresh = self._process is None
-        process = self._process = self._process or self._start(code)
+        self._check_open()
+        process = self._process or self._started(code)
+        self._check_open()
         self._calls += 1
+        deadline = time.monotonic() + self._limits.seconds
         try:
-            process.sock.settimeout(START_SECONDS if fresh else self._limits.seconds)
+            process.sock.settimeout(self._limits.seconds)
             with contextlib.suppress(OSError):  # what follows finds out why
                 wire.send(process.sock, {"call": self._calls, "code": code})
-            if fresh:
-                process.worker.await_greeting(process.sock)
-            deadline = time.monotonic() + self._limits.seconds
             header, blobs = wire.receive(process.sock, *self._reply_bounds, deadline)
             return self._result(header, blobs)
-        except BackendError:
-            self._discard()
-            raise
         except TimeoutError:
             self._discard()
             return _failed(f"timed out after {self._limits.seconds:g} s", RESTARTED)
@@ -260,15 +271,36 @@ class LocalSession:
                 process.worker.check()  # healthy, so the code is to blame
             return _failed("the python process was killed (too much memory?) or exited", RESTARTED)
 
+    def _started(self, code: str) -> Process:
+        """A process that waits for a first call; where one worker can't start it, the next does."""
+        try:
+            return self._start(code)
+        except BackendError:
+            self._check_open()
+            return self._start(code)
+
     def _start(self, code: str) -> Process:
-        """A new process with the task's images under way to it; its greeting is still to come."""
         images = [_pixels(image) for image in self._images]
         worker = self._sandbox.worker(modules_for(code))
-        process = Process(worker, *worker.start())
-        with contextlib.suppress(OSError):  # waiting for the greeting finds out why
-            sizes = [size for size, _ in images]
-            wire.send(process.sock, {"sizes": sizes}, [pixels for _, pixels in images])
+        process = self._process = Process(worker, *worker.start())
+        try:
+            with contextlib.suppress(OSError):  # waiting for the greeting finds out why
+                sizes = [size for size, _ in images]
+                wire.send(process.sock, {"sizes": sizes}, [pixels for _, pixels in images])
+            worker.await_greeting(process.sock)
+        except BackendError:
+            self._discard()
+            raise
+        except EOFError:
+            self._discard()
+            self._check_open()
+            worker.check()
+            raise BackendError("a python session ended while it started") from None
         return process
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError("the python session was closed while a call was waiting")
 
     def _discard(self) -> None:
         if self._process is not None:
@@ -279,7 +311,7 @@ class LocalSession:
     @property
     def _reply_bounds(self) -> tuple[int, int]:
         most_characters = self._limits.text_chars + 2 * TRACEBACK_CHARS
-        return 12 * most_characters + 4096, 3 * self._limits.pixels * self._limits.images
+        return 12 * most_characters + 4096, 3 * self._limits.pixels
 
     def _result(self, header: dict[str, Any], blobs: list[bytearray]) -> ToolResult:
         """Check a reply, which the model's code may have forged, and encode its images."""
@@ -288,6 +320,8 @@ class LocalSession:
                 sizes = header.get("sizes")
             case _:
                 raise wire.WireError("fields are missing")
+        if error == "":
+            raise wire.WireError("an error says nothing")
         images = _encoded(sizes, blobs, self._limits)
         if error:
             text = f"{text.rstrip()}\n{error}".lstrip()
@@ -312,7 +346,7 @@ def _encoded(sizes: Any, blobs: list[bytearray], limits: SandboxLimits) -> tuple
     for size, pixels in zip(sizes, blobs, strict=True):
         match size:
             case [int(width), int(height)] if width > 0 and height > 0:
-                if width * height * 3 != len(pixels) or width * height > limits.pixels:
+                if width * height * 3 != len(pixels):
                     raise wire.WireError("an image is not the size it claims")
                 if max(size) > wire.MAX_ASPECT * min(size):
                     raise wire.WireError("an image is too long for its width")

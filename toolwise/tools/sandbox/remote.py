@@ -102,7 +102,8 @@ class RemoteSandbox:
 
     def close_session(self, path: str) -> None:
         """Delete a session in the background; see `delete_session`."""
-        self._closing.submit(self.delete_session, path)
+        with contextlib.suppress(RuntimeError):  # the sandbox is closed
+            self._closing.submit(self.delete_session, path)
 
     def delete_session(self, path: str) -> None:
         """Delete a session; one that can't be reached expires on the server."""
@@ -142,6 +143,8 @@ class RemoteSandbox:
             raise BackendError(f"the sandbox server {self._url}: {error}") from None
 
     def _request_once(self, method: str, path: str, body: BaseModel | None) -> Any:
+        if self._http.is_closed:
+            raise BackendError(f"the sandbox server {self._url}: its client is closed")
         try:
             response = self._http.request(method, path, json=body and body.model_dump())
         except httpx.TransportError as error:
@@ -172,19 +175,12 @@ class RemoteSession:
         """Run code.
 
         Raises:
-            BackendError: the server fails, or lost a session that had variables to lose (without
-                any, a new one takes the call), or the session was closed meanwhile.
+            BackendError: the server fails or has lost the session, or the session was closed. A
+                call is sent once: where its answer is lost, its code may be why.
             InputError: an image of the task can't be decoded.
         """
         with self._lock:
-            if self._path is not None:
-                return self._call(self._path, code)
-            try:
-                return self._call(self._create(), code)
-            except BackendError:
-                if self._closed:
-                    raise
-                return self._call(self._create(), code)
+            return self._call(self._path or self._create(), code)
 
     def close(self) -> None:
         self._closed = True

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+FIELD = re.compile(rb"^(PPid|RssAnon|VmSwap):\s*(\d+)", re.MULTILINE)
+"""Of /proc/<pid>/status, in bytes: a process calls itself what it likes, within one line."""
 
 
 class Process(NamedTuple):
@@ -41,9 +45,9 @@ def megabytes_by_session(sessions: Iterable[int]) -> dict[int, float]:
 def _processes() -> Iterator[tuple[int, Process]]:
     for pid in process_ids():
         try:
-            status = Path(f"/proc/{pid}/status").read_text()
+            status = Path(f"/proc/{pid}/status").read_bytes()
         except OSError:
             continue  # it ended meanwhile
-        fields = dict(line.split(":", 1) for line in status.splitlines())
-        kilobytes = sum(int(fields.get(name, "0").split()[0]) for name in ("RssAnon", "VmSwap"))
-        yield pid, Process(int(fields["PPid"]), kilobytes / 1000)
+        fields = {name: int(value) for name, value in FIELD.findall(status)}
+        kilobytes = fields.get(b"RssAnon", 0) + fields.get(b"VmSwap", 0)
+        yield pid, Process(fields[b"PPid"], kilobytes / 1000)

@@ -8,6 +8,7 @@ import platform
 import resource
 import signal
 import struct
+from pathlib import Path
 
 from . import syscalls
 
@@ -15,7 +16,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 PYTHON = ctypes.PyDLL(None, use_errno=True)
 
 NEW_NAMESPACES = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID = 0x01000000, 0x00200000
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_GET_TID_ADDRESS = 4, 22, 38, 40
 RLIMIT_SIGPENDING = 11
@@ -63,6 +64,8 @@ def settle(uid: int, gid: int, disk_mb: int) -> None:
     _write("/proc/self/gid_map", f"{USER} {gid} 1")
     _tmpfs("/tmp", MS_NOSUID | MS_NODEV, f"mode=700,nr_inodes=4096,size={disk_mb}m")
     _tmpfs("/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY, "mode=555,size=4k")
+    for device in Path("/dev").iterdir():
+        _read_only(device)
     os.chdir("/tmp")
 
 
@@ -78,12 +81,16 @@ def drop_powers() -> None:
 
 
 def limit_resources(memory_mb: int, file_mb: int, processes: int | None) -> None:
-    """Bound each process of the session, and their number where `processes` is given."""
+    """Bound each process of the session, and their number where `processes` is given.
+
+    A core dump of at most 1 byte is none. With 0 the kernel would still hand a crash to the host's
+    crash handler, where `core_pattern` names one.
+    """
     limits = {
         resource.RLIMIT_AS: memory_mb << 20,
         resource.RLIMIT_FSIZE: file_mb << 20,
         resource.RLIMIT_NOFILE: 64,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: 1,
         resource.RLIMIT_MEMLOCK: 0,
         RLIMIT_SIGPENDING: 64,
     }
@@ -110,6 +117,13 @@ def _write(path: str, text: str) -> None:
 def _tmpfs(where: str, flags: int, options: str) -> None:
     result = LIBC.mount(b"tmpfs", where.encode(), b"tmpfs", flags, options.encode())
     _checked(f"mount tmpfs on {where}", result)
+
+
+def _read_only(path: Path) -> None:
+    """A device is written to all the same, but its times, which all sessions see, stay."""
+    kept = os.statvfs(path).f_flag & (MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    flags = MS_REMOUNT | MS_BIND | MS_RDONLY | kept
+    _checked(f"remount {path}", LIBC.mount(None, bytes(path), None, flags, None))
 
 
 def _checked(what: str, result: int) -> None:

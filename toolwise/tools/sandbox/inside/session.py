@@ -40,6 +40,12 @@ def serve(sock: socket.socket, limits: dict[str, Any]) -> None:
             wire.send(sock, {**reply, "sizes": sizes}, [pixels for _, pixels in screen.shown])
 
 
+def refuse(sock: socket.socket, error: Exception) -> None:
+    """In place of the greeting: why there is no session."""
+    with contextlib.suppress(OSError):  # the host may have hung up
+        wire.send(sock, {"refused": str(error)})
+
+
 def first_variables(
     header: dict[str, Any], pixels: list[bytearray], screen: Screen
 ) -> dict[str, Any]:
@@ -137,10 +143,12 @@ class Screen:
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
         if len(self.shown) == self._most:
             raise ValueError(f"a call can show at most {self._most} images")
-        if not 0 < image.width * image.height <= self._pixels:
+        room = self._pixels - sum(width * height for (width, height), _ in self.shown)
+        if not 0 < image.width * image.height <= room:
             raise ValueError(
                 f"an image of {image.width}x{image.height} can't be shown: it must have between 1 "
-                f"and {self._pixels} pixels; resize it first"
+                f"and {room} pixels, what is left of {self._pixels} for the images of a call; "
+                "resize it first"
             )
         if max(image.size) > wire.MAX_ASPECT * min(image.size):
             raise ValueError(

@@ -12,17 +12,18 @@ import importlib
 import json
 import os
 import platform
+import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from typing import Any
 
 from . import census, lockdown, syscalls
-from .session import rehearse, serve
+from .session import refuse, rehearse, serve
 
 CENSUS_SECONDS = 0.1
-HANDLED = {signal.SIGCHLD, signal.SIGALRM}
 
 
 class Supervisor:
@@ -37,52 +38,63 @@ class Supervisor:
 
     def run(self) -> None:
         """Obey until the host hangs up."""
-        signal.signal(signal.SIGCHLD, self._reap)
-        if self._isolated:
-            signal.signal(signal.SIGALRM, self._end_the_greedy)
-            signal.setitimer(signal.ITIMER_REAL, CENSUS_SECONDS, CENSUS_SECONDS)
+        census_due = 0.0
         while True:
+            heard = select.select([self._control], [], [], CENSUS_SECONDS)[0]
+            self._reap()
+            if self._isolated and time.monotonic() >= census_due:
+                try:
+                    self._end_the_greedy()
+                except Exception:  # other sessions must not end with a census
+                    traceback.print_exc()
+                census_due = time.monotonic() + CENSUS_SECONDS
+            if not heard:
+                continue
             message, fds, _, _ = socket.recv_fds(self._control, 256, 1)
             if not message:
                 break
             verb, _, name = message.decode().partition(" ")
-            signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
             if verb == "start":
                 with socket.socket(fileno=fds[0]) as sock:
-                    self._running[name] = self._start(sock)
+                    self._start(name, sock)
             elif name in self._running:
                 self._end(self._running[name])
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         for pid in list(self._running.values()):
             self._end(pid)
 
-    def _start(self, sock: socket.socket) -> int:
-        """Fork a session; returns its pid. The child never returns from here."""
+    def _start(self, name: str, sock: socket.socket) -> None:
+        """Fork a session, or say why there is none. The child never returns from here."""
         uid, gid = os.getuid(), os.getgid()
-        pid = lockdown.fork_into_namespaces() if self._isolated else os.fork()
+        try:
+            pid = lockdown.fork_into_namespaces() if self._isolated else os.fork()
+        except OSError as error:
+            refuse(sock, error)
+            return
         if pid == 0:
             try:
                 self._control.close()
-                for number in HANDLED:
-                    signal.signal(number, signal.SIG_DFL)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
                 os.setsid()
-                self._lock_down(uid, gid)
-                serve(sock, self._limits)
+                try:
+                    self._lock_down(uid, gid)
+                except (OSError, ValueError) as error:
+                    refuse(sock, error)
+                else:
+                    serve(sock, self._limits)
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(0)
-        return pid
+        self._running[name] = pid
 
     def _lock_down(self, uid: int, gid: int) -> None:
         nothing = os.open(os.devnull, os.O_RDWR)
         lockdown.first_to_be_killed()
         if self._isolated:
             lockdown.settle(uid, gid, self._limits["disk_mb"])
-            lockdown.drop_powers()
         processes = self._limits["processes"] if self._isolated else None
         lockdown.limit_resources(self._limits["memory_mb"], self._limits["disk_mb"], processes)
+        if self._isolated:
+            lockdown.drop_powers()
         for standard in (0, 1, 2):
             os.dup2(nothing, standard)
         os.close(nothing)
@@ -93,7 +105,7 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 kill(pid, signal.SIGKILL)
 
-    def _end_the_greedy(self, *_: object) -> None:
+    def _end_the_greedy(self) -> None:
         """End sessions whose processes together hold more memory than each of them may."""
         if not self._running or len(census.process_ids()) <= self._staff + len(self._running):
             return  # each is alone, and the kernel bounds it
@@ -102,7 +114,7 @@ class Supervisor:
             if megabytes > self._limits["memory_mb"]:
                 self._end(pid)
 
-    def _reap(self, *_: object) -> None:
+    def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
                 self._running = {n: other for n, other in self._running.items() if other != pid}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import socket
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -53,6 +54,7 @@ FORBIDDEN = {  # name: (x86_64, aarch64)
     "accept4": (288, 242),
     "sendmsg": (46, 211),
     "sendmmsg": (307, 269),
+    "setsockopt": (54, 208),  # may also raise how much kernel memory a socket takes
     # System V and POSIX memory, semaphores and queues, and memory no limit counts
     "shmget": (29, 194),
     "msgget": (68, 186),
@@ -69,6 +71,7 @@ FORBIDDEN = {  # name: (x86_64, aarch64)
     "sync": (162, 81),
     "syncfs": (306, 267),
     "io_setup": (206, 0),
+    "membarrier": (324, 283),
     # parts of the kernel a session has no use for
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
@@ -101,12 +104,38 @@ ALLOWED_OF_THE_SHARED = {
     "fchmodat2": 452,
 }
 """clone3 is not among them: its flags are out of a filter's sight, and libc falls back to clone."""
-CLONE, SOCKETPAIR, IOCTL, FCNTL = (56, 220), (53, 199), (16, 29), (72, 25)
-MMAP, PRCTL = (9, 222), (157, 167)
+CLONE, SOCKETPAIR, MMAP, PRCTL = (56, 220), (53, 199), (9, 222), (157, 167)
+IOCTL, FCNTL, GETSOCKOPT, SENDTO = (16, 29), (72, 25), (55, 209), (44, 206)
+FUTEX, SETRLIMIT, PRLIMIT64 = (202, 98), (160, 164), (302, 261)
 NAMELESS_SHARED = 0x21  # MAP_SHARED | MAP_ANONYMOUS: held, yet resident nowhere, once let go
 CORE_SCHEDULING = (62,)  # PR_SCHED_CORE: leaves the other threads of a core idle
-TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
-LOCKS = (5, 6, 7, 36, 37, 38, 1024, 1025, 1026)  # POSIX, open file, leases, directory notices
+CORE_LIMIT = (4,)  # RLIMIT_CORE: see `lockdown.limit_resources`
+OUT_OF_BAND = 1  # MSG_OOB: much kernel code that hardly anybody needs
+PRIVATE_FUTEX, FUTEX_COMMAND, FUTEX_WAITS = 128, 127, (0, 9)
+"""A futex in a file's memory is one for all sessions. To wait there is allowed, as libc does for
+the end of a thread; what wakes others is not."""
+ALLOWED_IOCTLS = {
+    "TCGETS": 0x5401,
+    "TIOCGWINSZ": 0x5413,
+    "FIONREAD": 0x541B,
+    "FIONBIO": 0x5421,
+    "FIONCLEX": 0x5450,
+    "FIOCLEX": 0x5451,
+    "FICLONE": 0x40049409,
+}
+"""Others ask a socket of the host for the host's network, or act on terminals and devices."""
+ALLOWED_FCNTLS = {
+    "F_DUPFD": 0,
+    "F_GETFD": 1,
+    "F_SETFD": 2,
+    "F_GETFL": 3,
+    "F_SETFL": 4,
+    "F_DUPFD_CLOEXEC": 1030,
+    "F_GETPIPE_SZ": 1032,
+}
+"""Others leave a mark on a file that all share (locks, leases, notices, hints) or widen a pipe."""
+ALLOWED_SOCKET_OPTIONS = {"SO_TYPE": 3, "SO_ERROR": 4, "SO_PROTOCOL": 38, "SO_DOMAIN": 39}
+"""Others tell who is at the other end of the wire, which is the host."""
 
 LOAD, AND, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16  # offsets in `struct seccomp_data`
@@ -133,17 +162,49 @@ def program(machine: str) -> bytes:
     code += [_op(AT_LEAST, shared_from, 0, len(shared)), *shared]
     for number in sorted(pair[column] for pair in FORBIDDEN.values() if pair[column] is not None):
         code += _if(number, refuse)
-    for pair, argument, tests in (
-        (CLONE, 0, [_op(ANY_BIT, ANY_NAMESPACE, 0, 1), refuse]),
-        (SOCKETPAIR, 0, [_op(EQUAL, socket.AF_UNIX, 1, 0), refuse]),
-        (MMAP, 3, [_op(AND, NAMELESS_SHARED), *_if(NAMELESS_SHARED, refuse)]),
-        (PRCTL, 0, [part for option in CORE_SCHEDULING for part in _if(option, refuse)]),
-        (IOCTL, 1, [part for request in TERMINAL_INPUT for part in _if(request, refuse)]),
-        (FCNTL, 1, [part for command in LOCKS for part in _if(command, refuse)]),
+
+    def among(argument: int, values: Iterable[int], then: bytes, otherwise: bytes) -> list[bytes]:
+        tests = [part for value in values for part in _if(value, then)]
+        return [_argument(argument), *tests, otherwise]
+
+    futex_waits = [part for command in FUTEX_WAITS for part in _if(command, allow)]
+    for pair, rule in (
+        (CLONE, [_argument(0), _op(ANY_BIT, ANY_NAMESPACE, 0, 1), refuse, allow]),
+        (SOCKETPAIR, among(0, [socket.AF_UNIX], allow, refuse)),
+        (MMAP, [_argument(3), _op(AND, NAMELESS_SHARED), *_if(NAMELESS_SHARED, refuse), allow]),
+        (PRCTL, among(0, CORE_SCHEDULING, refuse, allow)),
+        (SETRLIMIT, among(0, CORE_LIMIT, refuse, allow)),
+        (PRLIMIT64, among(1, CORE_LIMIT, refuse, allow)),
+        (IOCTL, among(1, ALLOWED_IOCTLS.values(), allow, refuse)),
+        (FCNTL, among(1, ALLOWED_FCNTLS.values(), allow, refuse)),
+        (GETSOCKOPT, among(2, ALLOWED_SOCKET_OPTIONS.values(), allow, refuse)),
+        (
+            SENDTO,  # to the other end alone: an address would be a name to meet at
+            [
+                *(_argument(3), _op(ANY_BIT, OUT_OF_BAND, 0, 1), refuse),
+                *(
+                    part
+                    for half in (0, 1)
+                    for part in (_argument(4, half), _op(EQUAL, 0, 1), refuse)
+                ),
+                allow,
+            ],
+        ),
+        (
+            FUTEX,
+            [
+                *(_argument(1), _op(ANY_BIT, PRIVATE_FUTEX, 0, 1), allow),
+                *(_op(AND, FUTEX_COMMAND), *futex_waits, refuse),
+            ],
+        ),
     ):
-        rule = [_op(LOAD, ARGUMENTS + 8 * argument), *tests, allow]
         code += [_op(EQUAL, pair[column], 0, len(rule)), *rule]
     return b"".join([*code, allow])
+
+
+def _argument(number: int, half: int = 0) -> bytes:
+    """Load the lower or upper 32 bits of an argument; the kernel reads an int from the lower."""
+    return _op(LOAD, ARGUMENTS + 8 * number + 4 * half)
 
 
 def _if(value: int, then: bytes) -> list[bytes]:
