@@ -57,8 +57,7 @@ def test_the_numbers_are_the_kernels(machine: str) -> None:
     ours |= {"mmap": syscalls.MMAP[column], "prctl": syscalls.PRCTL[column]}
     ours |= {"ioctl": syscalls.IOCTL[column], "fcntl": syscalls.FCNTL[column]}
     ours |= {"getsockopt": syscalls.GETSOCKOPT[column], "sendto": syscalls.SENDTO[column]}
-    ours |= {"futex": syscalls.FUTEX[column], "setrlimit": syscalls.SETRLIMIT[column]}
-    ours |= {"prlimit64": syscalls.PRLIMIT64[column]}
+    ours |= {"setrlimit": syscalls.SETRLIMIT[column], "prlimit64": syscalls.PRLIMIT64[column]}
     assert {name: numbers.get(name) for name in ours} == ours
     for name, number in syscalls.ALLOWED_OF_THE_SHARED.items():
         assert numbers.get(name, number) == number >= shared_from  # older headers end earlier
@@ -126,16 +125,6 @@ def test_a_socket_talks_to_its_other_end_alone(machine: str) -> None:
     for address in (1 << 12, 1 << 32, 0x7FFF_0000_0000):
         assert verdict(machine, sendto, 3, 1 << 40, 5, 0, address, 16) == EPERM
     assert verdict(machine, sendto, 3, 1 << 40, 5, 0x41) == EPERM  # MSG_OOB
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-def test_only_a_private_futex_wakes(machine: str) -> None:
-    futex = syscalls.FUTEX[syscalls.column_of(machine)]
-    for command in range(14):
-        assert verdict(machine, futex, 1 << 40, command | 128) == ALLOW
-        waits = command in (0, 9)
-        for clock in (0, 256):
-            assert verdict(machine, futex, 1 << 40, command | clock) == (ALLOW if waits else EPERM)
 
 
 @pytest.mark.parametrize("machine", MACHINES)

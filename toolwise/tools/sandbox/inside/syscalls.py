@@ -61,6 +61,7 @@ FORBIDDEN = {  # name: (x86_64, aarch64)
     "semget": (64, 190),
     "mq_open": (240, 180),
     "memfd_create": (319, 279),
+    "sendfile": (40, 71),  # one byte sent holds its whole page, even of a file that is gone
     # locks and watches on the read-only files that all share
     "flock": (73, 32),
     "inotify_init": (253, None),
@@ -106,14 +107,11 @@ ALLOWED_OF_THE_SHARED = {
 """clone3 is not among them: its flags are out of a filter's sight, and libc falls back to clone."""
 CLONE, SOCKETPAIR, MMAP, PRCTL = (56, 220), (53, 199), (9, 222), (157, 167)
 IOCTL, FCNTL, GETSOCKOPT, SENDTO = (16, 29), (72, 25), (55, 209), (44, 206)
-FUTEX, SETRLIMIT, PRLIMIT64 = (202, 98), (160, 164), (302, 261)
+SETRLIMIT, PRLIMIT64 = (160, 164), (302, 261)
 NAMELESS_SHARED = 0x21  # MAP_SHARED | MAP_ANONYMOUS: held, yet resident nowhere, once let go
 CORE_SCHEDULING = (62,)  # PR_SCHED_CORE: leaves the other threads of a core idle
 CORE_LIMIT = (4,)  # RLIMIT_CORE: see `lockdown.limit_resources`
 OUT_OF_BAND = 1  # MSG_OOB: much kernel code that hardly anybody needs
-PRIVATE_FUTEX, FUTEX_COMMAND, FUTEX_WAITS = 128, 127, (0, 9)
-"""A futex in a file's memory is one for all sessions. To wait there is allowed, as libc does for
-the end of a thread; what wakes others is not."""
 ALLOWED_IOCTLS = {
     "TCGETS": 0x5401,
     "TIOCGWINSZ": 0x5413,
@@ -167,7 +165,6 @@ def program(machine: str) -> bytes:
         tests = [part for value in values for part in _if(value, then)]
         return [_argument(argument), *tests, otherwise]
 
-    futex_waits = [part for command in FUTEX_WAITS for part in _if(command, allow)]
     for pair, rule in (
         (CLONE, [_argument(0), _op(ANY_BIT, ANY_NAMESPACE, 0, 1), refuse, allow]),
         (SOCKETPAIR, among(0, [socket.AF_UNIX], allow, refuse)),
@@ -188,13 +185,6 @@ def program(machine: str) -> bytes:
                     for part in (_argument(4, half), _op(EQUAL, 0, 1), refuse)
                 ),
                 allow,
-            ],
-        ),
-        (
-            FUTEX,
-            [
-                *(_argument(1), _op(ANY_BIT, PRIVATE_FUTEX, 0, 1), allow),
-                *(_op(AND, FUTEX_COMMAND), *futex_waits, refuse),
             ],
         ),
     ):
