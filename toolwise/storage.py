@@ -172,6 +172,25 @@ def _room(final: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+@contextmanager
+def _sole_writer(final: Path) -> Iterator[None]:
+    """Have one process at a time fetch what stands at `final`; the others wait for its copy.
+
+    A second copy would replace the first one under those that read it.
+    """
+    if final.exists():
+        yield
+        return
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = final.with_name(f".{final.name}.lock").open("w")
+    except OSError as error:
+        raise InputError(f"{final.parent} cannot be written to: {error.strerror}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _locked_room(final: Path) -> tuple[Path, int]:
     while True:
         room = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
@@ -324,9 +343,10 @@ def _s3_download(uri: str) -> Path:
     etag = bucket.etag(key)
     if etag is not None:
         final = cache_path(bucket.endpoint, key, etag) / Path(key).name
-        if not final.exists():
-            with atomic_file(final) as partial:
-                bucket.download(key, partial)
+        with _sole_writer(final):
+            if not final.exists():
+                with atomic_file(final) as partial:
+                    bucket.download(key, partial)
         return final
     objects = bucket.list(f"{key}/")
     if not objects:
@@ -335,13 +355,14 @@ def _s3_download(uri: str) -> Path:
         raise InputError(f"{uri} was not uploaded to the end; run the step that writes it again")
     contents = [f"{member} {etag}" for member, etag in objects.items()]
     final = cache_path(bucket.endpoint, key, *contents) / key.split("/")[-1]
-    if not final.exists():
-        with atomic_directory(final) as room:
-            for member in objects:
-                target = (room / member.removeprefix(f"{key}/")).resolve()
-                if not target.is_relative_to(room.resolve()):
-                    raise InputError(f"{uri}: the key {member!r} points outside the directory")
-                bucket.download(member, target)
+    with _sole_writer(final):
+        if not final.exists():
+            with atomic_directory(final) as room:
+                for member in objects:
+                    target = (room / member.removeprefix(f"{key}/")).resolve()
+                    if not target.is_relative_to(room.resolve()):
+                        raise InputError(f"{uri}: the key {member!r} points outside the directory")
+                    bucket.download(member, target)
     return final
 
 
