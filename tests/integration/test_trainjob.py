@@ -20,7 +20,7 @@ from toy_training import trajectories, write_base
 from tests.manifests.schemas import schema_faults
 from toolwise.data.parquet import write_trajectories
 from toolwise.errors import BackendError, InputError
-from toolwise.steps import run_step
+from toolwise.steps import node, run_step
 from toolwise.steps.node import Word, word_in
 from toolwise.toleration import Toleration
 from toolwise.training.hardware import HardwareSettings
@@ -297,7 +297,7 @@ def step_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kubernetes) -> Ite
 
 
 def settings(**changes: Any) -> str:
-    one = HardwareSettings(gpu="h100-80gb")
+    one = HardwareSettings(gpu="h100-80gb", context_tokens=512)
     made = SftSettings(steps=2, batch_size=2, warmup_steps=1, hardware=one)
     return made.model_copy(update=changes).model_dump_json()
 
@@ -341,6 +341,23 @@ def test_without_a_cluster_gpus_that_are_not_here_are_missed(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(InputError, match=r"trains on 1 × h100-80gb and this machine has no GPUs"):
         train(step_pod, settings())
+
+
+def test_a_node_without_the_profiles_gpus_says_so_before_it_trains(
+    step_pod: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    work = NodeWork(
+        step="train-sft",
+        settings=settings(),
+        seed=0,
+        inputs={"model": str(step_pod / "base"), "curated": str(step_pod / "curated")},
+        output=str(step_pod / "published"),
+    )
+    assert node.main([work.model_dump_json()]) == 1
+    assert f"{following.ERROR}the profile trains on 1 × h100-80gb" in capsys.readouterr().err
+    assert not (step_pod / "published").exists()
 
 
 def test_a_step_that_is_told_to_stop_deletes_its_trainjob(step_pod: Path, kubernetes) -> None:
