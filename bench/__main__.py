@@ -1,16 +1,16 @@
-"""`python -m bench [part …]`: measure, print a table, write `bench/results/<part>.json`."""
+"""`python -m bench [part …]`: measure, print a table, write `bench/results/<part>.json`.
+
+`gpu` is measured only where it is named: it needs a GPU.
+"""
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import platform
 import sys
-from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+
+from bench.recording import record, show
 
 PARTS = (
     "sandbox",
@@ -24,26 +24,24 @@ PARTS = (
     "collapse_alarm",
     "serve",
 )
-RESULTS = Path(__file__).parent / "results"
+ON_REQUEST = ("gpu",)
 
 
 def main(parts: list[str]) -> None:
-    """Run the named parts, or all of them."""
-    unknown = sorted(set(parts) - set(PARTS))
+    """Run the named parts, or all that need no GPU."""
+    every = (*PARTS, *ON_REQUEST)
+    unknown = sorted(set(parts) - set(every))
     if unknown:
-        sys.exit(f"no part named {', '.join(unknown)}; there are: {', '.join(PARTS)}")
+        sys.exit(f"no part named {', '.join(unknown)}; there are: {', '.join(every)}")
     console = Console()
-    RESULTS.mkdir(exist_ok=True)
-    machine = {"cores": os.cpu_count(), "python": platform.python_version()}
     for part in parts or PARTS:
+        if part in ON_REQUEST:
+            importlib.import_module(f"bench.{part}").main([])
+            continue
         with console.status(f"measuring {part}"):
             figures = importlib.import_module(f"bench.{part}").measure()
-        table = Table("figure", "value", title=part)
-        for name, value in figures.items():
-            table.add_row(name, f"{value:.3f}")
-        console.print(table)
-        record = json.dumps({"machine": machine, "figures": figures}, indent=2)
-        (RESULTS / f"{part}.json").write_text(record + "\n")
+        show(part, figures, console)
+        record(part, figures)
 
 
 main(sys.argv[1:])

@@ -17,7 +17,7 @@ from toolwise.markdown import fill, table
 from toolwise.profile import Profile, load_profile
 from toolwise.training.hardware import GPUS
 from toolwise.training.launcher.duration import UTILISATION, token_operations, token_seconds
-from toolwise.training.launcher.estimate import check, estimate_step
+from toolwise.training.launcher.estimate import check, estimate_profile
 from toolwise.training.launcher.shape import ModelShape, shape_of
 
 ROOT = Path(__file__).parents[1]
@@ -170,10 +170,7 @@ def _wider(profile: Profile) -> Profile:
 
 
 def _trained(profile: Profile, nodes: int, what: str) -> Trained:
-    assert profile.base.checkpoint is not None
-    shape = shape_of(profile.base.checkpoint)
-    sft = estimate_step("train-sft", profile.sft, shape)
-    hdpo = estimate_step("train-hdpo", profile.hdpo, shape)
+    sft, hdpo = estimate_profile(profile)
     for estimate in (sft, hdpo):
         check(estimate)
     assert sft.usual is not None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,7 +38,7 @@ def condition(kind: str, reason: str = "JobsCompleted", message: str = "done") -
 
 
 RUNNING: dict[str, Any] = {}
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
 @dataclass
@@ -49,7 +51,8 @@ class Cluster:
         waiting: why the pod does not start; it runs where there is no reason.
         faults: requests answered 503 first.
         vanish_after: looks after which the `TrainJob` is gone.
-        execute: do what the `TrainJob` says, as a process of this machine.
+        execute: do what the `TrainJob` says, each of its nodes a process of this machine.
+        logs: what each of those nodes wrote.
     """
 
     statuses: list[dict[str, Any]] = field(default_factory=list)
@@ -58,6 +61,7 @@ class Cluster:
     faults: int = 0
     vanish_after: int | None = None
     execute: bool = False
+    logs: list[str] = field(default_factory=list)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     made: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
@@ -85,23 +89,37 @@ class Cluster:
         return job
 
     def _execute(self, job: dict[str, Any]) -> None:
+        """Be the job's nodes: a `torchrun` each, with the variables that Trainer sets."""
         trainer = job["spec"]["trainer"]
         assert trainer["command"][0] == "torchrun"
         plain = {e["name"]: e["value"] for e in trainer["env"] if "value" in e}
-        process = subprocess.run(
-            [*TORCHRUN, *trainer["command"][1:], *trainer["args"]],
-            env=os.environ
-            | plain
-            | {"PET_NNODES": str(trainer["numNodes"])}
-            | {"PET_NPROC_PER_NODE": str(trainer["numProcPerNode"])}
-            | {name: os.environ[name] for name in ("TOOLWISE_WORK", "TOOLWISE_CACHE")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.log += process.stdout.splitlines()
-        failed = condition("Failed", "JobFailed", f"exit status {process.returncode}")
-        job["status"] = condition("Complete") if process.returncode == 0 else failed
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        nodes = [
+            subprocess.Popen(
+                [*TORCHRUN, *trainer["command"][1:], *trainer["args"]],
+                env=os.environ
+                | plain
+                | {"PET_NNODES": str(trainer["numNodes"])}
+                | {"PET_NPROC_PER_NODE": str(trainer["numProcPerNode"])}
+                | {"PET_NODE_RANK": str(rank)}
+                | {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+                | {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+                | {name: os.environ[name] for name in ("TOOLWISE_WORK", "TOOLWISE_CACHE")},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(trainer["numNodes"])
+        ]
+        with ThreadPoolExecutor() as readers:
+            outputs = [*readers.map(lambda node: node.communicate()[0], nodes)]
+        self.log += outputs[0].splitlines()
+        self.logs += outputs
+        status = max(node.returncode for node in nodes)
+        failed = condition("Failed", "JobFailed", f"exit status {status}")
+        job["status"] = condition("Complete") if status == 0 else failed
 
 
 class KubernetesServer(ThreadingHTTPServer):

@@ -17,6 +17,7 @@ from toolwise.data.parquet import write_trajectories
 from toolwise.errors import InputError
 from toolwise.tools import open_tools
 from toolwise.tools.python import PYTHON_SCHEMA
+from toolwise.training.launcher import launch
 from toolwise.training.settings import SftSettings
 from toolwise.training.sft import _order, train_sft
 
@@ -99,6 +100,30 @@ def test_a_killed_run_resumes_to_the_same_model(inputs: tuple[Path, Path], tmp_p
     assert (whole / "train_log.jsonl").read_text().count("\n") == SETTINGS.steps
     left = {path.name for path in tmp_path.iterdir()} - {"base", "trajectories.parquet"}
     assert left == {"whole", "resumed"}
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (1, 2)])
+def test_a_batch_in_parts_is_trained_on_as_a_whole_one_is(
+    inputs: tuple[Path, Path], tmp_path: Path, processes: int, accumulate: int
+) -> None:
+    """Parts hold different numbers of tokens, and every token of the batch counts the same."""
+    base, data = inputs
+    made = []
+    for name, changes in (("whole", {}), ("parts", {"accumulate": accumulate})):
+        launch(
+            "toolwise.training.sft:train_sft",
+            processes if changes else 1,
+            model_dir=base,
+            trajectories=data,
+            out_dir=tmp_path / name,
+            settings=SETTINGS.model_copy(update={"steps": 2, **changes}),
+            tools=[PYTHON_SCHEMA],
+        )
+        lines = (tmp_path / name / "train_log.jsonl").read_text().splitlines()
+        made.append([[json.loads(line)[key] for key in ("loss", "grad_norm")] for line in lines])
+    whole, parts = made
+    assert len(whole) == 2
+    assert parts == [pytest.approx(step, rel=1e-4) for step in whole]
 
 
 def test_another_seed_does_not_resume_the_first(inputs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
-from toolwise import retry
+from toolwise import retry, storage
 from toolwise.errors import BackendError, InputError
 from toolwise.storage import INCOMPLETE, local_copy, publish
 
@@ -159,6 +160,32 @@ def test_a_directory_comes_back_whole_and_can_be_published_again(s3: Any, tmp_pa
         "deep/weights",
     ]
     assert (copy / "deep" / "weights").read_bytes() == b"w" * 100
+
+
+@pytest.mark.parametrize("key", ["model", "model/weights"])
+def test_readers_that_come_at_once_share_one_download(
+    s3: Any, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    s3.put_object(Bucket="artifacts", Key="model/weights", Body=b"w" * 100)
+    fetch, fetched = storage._Bucket.download, []
+    both_looked = threading.Barrier(2)
+    looked_up = storage.cache_path
+
+    def meet(*identity: str) -> Path:
+        both_looked.wait(60)
+        return looked_up(*identity)
+
+    def counted(bucket: Any, member: str, path: Path) -> None:
+        fetched.append(member)
+        fetch(bucket, member, path)
+
+    monkeypatch.setattr(storage, "cache_path", meet)
+    monkeypatch.setattr(storage._Bucket, "download", counted)
+    with ThreadPoolExecutor(2) as readers:
+        copies = {*readers.map(local_copy, [f"s3://artifacts/{key}"] * 2)}
+    assert fetched == ["model/weights"]
+    [copy] = copies
+    assert (copy if copy.is_file() else copy / "weights").read_bytes() == b"w" * 100
 
 
 def test_an_interrupted_upload_is_not_read(s3: Any) -> None:

@@ -11,18 +11,21 @@ from typing import Any
 
 import boto3
 import pytest
+import torch
 from kubeflow_trainer_api import models
 from kubernetes_server import DEPLOYMENTS, JOBS, RUNNING, SERVICES, KubernetesServer, condition
 from kubernetes_server import Cluster as Kubernetes
 from moto.server import ThreadedMotoServer
+from safetensors.torch import load_file
 from toy_training import trajectories, write_base
 
 from tests.manifests.schemas import schema_faults
 from toolwise.data.parquet import write_trajectories
 from toolwise.errors import BackendError, InputError
-from toolwise.steps import run_step
+from toolwise.steps import node, run_step
 from toolwise.steps.node import Word, word_in
 from toolwise.toleration import Toleration
+from toolwise.tools import tool_schemas
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher import following
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
@@ -30,6 +33,7 @@ from toolwise.training.launcher.following import TrainJobs
 from toolwise.training.launcher.trainjob import NodeWork, job_name, train_job
 from toolwise.training.launcher.vllm_servers import server_address, server_objects
 from toolwise.training.settings import SftSettings
+from toolwise.training.sft import train_sft
 
 HARDWARE = HardwareSettings(gpu="h100-80gb", nodes=2, vllm="server", vllm_gpus=4)
 CLUSTER = Cluster(
@@ -297,7 +301,7 @@ def step_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kubernetes) -> Ite
 
 
 def settings(**changes: Any) -> str:
-    one = HardwareSettings(gpu="h100-80gb")
+    one = HardwareSettings(gpu="h100-80gb", context_tokens=512)
     made = SftSettings(steps=2, batch_size=2, warmup_steps=1, hardware=one)
     return made.model_copy(update=changes).model_dump_json()
 
@@ -318,6 +322,25 @@ def test_the_steps_pod_has_the_trainjob_train_and_gets_the_checkpoint(
     shown = capfd.readouterr().out
     assert "train-sft on 1 × h100-80gb: memory of one GPU" in shown
     assert "train-sft: progress 2/2 loss" in shown
+
+
+def test_two_nodes_train_together_on_one_volume_and_the_first_publishes(
+    step_pod: Path, kubernetes
+) -> None:
+    cluster = kubernetes(execute=True)
+    two = HardwareSettings(gpu="h100-80gb", context_tokens=512, nodes=2)
+    together = train(step_pod, settings(hardware=two))
+    [(_, job)] = cluster.made
+    assert job["spec"]["trainer"]["numNodes"] == 2
+    first, second = cluster.logs
+    assert first.count("toolwise: {") == 4  # metrics and progress of either step, told once
+    assert "toolwise: {" not in second
+    base, curated = step_pod / "base", step_pod / "curated" / "curated.parquet"
+    alone = SftSettings.model_validate_json(settings())
+    train_sft(base, curated, step_pod / "alone", alone, tools=tool_schemas(None))
+    expected = load_file(step_pod / "alone" / "model.safetensors")
+    for name, weight in load_file(together / "model.safetensors").items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-5)
 
 
 def test_a_failed_training_fails_the_step_with_what_it_said(step_pod: Path, kubernetes) -> None:
@@ -341,6 +364,23 @@ def test_without_a_cluster_gpus_that_are_not_here_are_missed(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(InputError, match=r"trains on 1 × h100-80gb and this machine has no GPUs"):
         train(step_pod, settings())
+
+
+def test_a_node_without_the_profiles_gpus_says_so_before_it_trains(
+    step_pod: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    work = NodeWork(
+        step="train-sft",
+        settings=settings(),
+        seed=0,
+        inputs={"model": str(step_pod / "base"), "curated": str(step_pod / "curated")},
+        output=str(step_pod / "published"),
+    )
+    assert node.main([work.model_dump_json()]) == 1
+    assert f"{following.ERROR}the profile trains on 1 × h100-80gb" in capsys.readouterr().err
+    assert not (step_pod / "published").exists()
 
 
 def test_a_step_that_is_told_to_stop_deletes_its_trainjob(step_pod: Path, kubernetes) -> None:

@@ -16,8 +16,10 @@ from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLForC
 
 from toolwise.errors import InputError
 from toolwise.training.hardware import GPUS, HardwareSettings
+from toolwise.training.launcher import machine
 from toolwise.training.launcher.duration import cached_conversations, duration
 from toolwise.training.launcher.estimate import check, estimate_step
+from toolwise.training.launcher.machine import available_memory
 from toolwise.training.launcher.memory import Load, total
 from toolwise.training.launcher.shape import shape_of
 from toolwise.training.policy import ADAPTED
@@ -182,16 +184,133 @@ def test_a_smaller_gpu_than_the_profile_says_counts() -> None:
     settings = SftSettings(batch_size=1, lora=LoraSettings(), hardware=HARDWARE)
     check(estimate_step("train-sft", settings, shape))
     with pytest.raises(InputError, match="does not fit"):
-        check(estimate_step("train-sft", settings, shape, there=8 * GIB))
+        check(estimate_step("train-sft", settings, shape, gpu=8 * GIB))
 
 
 def test_memory_of_this_machine_is_shared_by_its_processes() -> None:
     shape = shape_of("hf://Qwen/Qwen3-VL-2B-Instruct")
     settings = SftSettings(batch_size=2, processes=2)
-    estimate = estimate_step("train-sft", settings, shape, there=64 * GIB)
-    assert estimate.room == 32 * GIB
+    estimate = estimate_step("train-sft", settings, shape, main=64 * GIB)
+    assert {phase.room for phase in estimate.phases} == {32 * GIB}
     assert total(list(estimate.phases[0].parts)) > 16 * 2_127_532_032
     assert estimate.faults
+
+
+def hosted(
+    settings: SftSettings, model: str = "Qwen3-VL-8B-Instruct", data: float = 0.0
+) -> dict[str, dict[str, float]]:
+    """Parts of each phase in the main memory of a node, in bytes."""
+    shape = shape_of(f"hf://Qwen/{model}")
+    estimate = estimate_step("train-sft", settings, shape, main=1024 * GIB, data=data)
+    return {phase.name: {p.name: p.size for p in phase.parts} for phase in estimate.host}
+
+
+def test_a_node_reads_sharded_weights_once_and_gathers_the_moments() -> None:
+    settings = SftSettings(processes=8, batch_size=64, accumulate=8, hardware=HARDWARE)
+    phases = hosted(settings, data=5 * GIB)
+    loading, checkpoint = phases.values()
+    assert loading["weights"] == 4 * 8_767_123_696
+    assert checkpoint["optimiser"] == 8 * 8_767_123_696
+    # 16,384 tokens, a quarter of them images' · 4 patches a token · 3 · 2 · 16² values · 4 bytes
+    pixels = 16_384 * 3 * 2 * 16 * 16 * 4
+    assert loading["data"] == checkpoint["data"] == 8 * (5 * GIB + pixels)
+    assert loading["runtime"] == 8 * 4 * GIB
+
+
+def test_each_process_reads_weights_that_are_not_sharded() -> None:
+    lora = LoraSettings(rank=16)
+    settings = SftSettings(processes=4, batch_size=4, lora=lora, hardware=HARDWARE)
+    loading, checkpoint = hosted(settings, "Qwen3-VL-2B-Instruct").values()
+    assert loading["weights"] == 4 * 2 * 2_127_532_032
+    shape = shape_of("hf://Qwen/Qwen3-VL-2B-Instruct")
+    assert checkpoint["optimiser"] == 8 * shape.lora_parameters(16)
+
+
+def test_a_node_without_the_main_memory_to_load_the_model_is_refused_with_what_is_enough() -> None:
+    shape = shape_of("hf://Qwen/Qwen3-VL-8B-Instruct")
+    settings = SftSettings(processes=8, batch_size=64, accumulate=8, hardware=HARDWARE)
+    with pytest.raises(InputError) as caught:
+        check(estimate_step("train-sft", settings, shape, main=32 * GIB))
+    assert "loading the model: 65." in str(caught.value)
+    assert f"of {0.92 * 32:.1f} GiB (weights 32.7 GiB, runtime 32.0 GiB" in str(caught.value)
+    assert "What would fit: 128Gi of main memory (kubeflow.memory)" in str(caught.value)
+    check(estimate_step("train-sft", settings, shape, main=128 * GIB))
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "told"),
+    [
+        (
+            255,
+            "2,048 does not divide into 8 processes × 255 parts .*accumulate to 64 or 128 or 256",
+        ),
+        (1000, "set hdpo.accumulate to 64 or 128 or 256"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_what_would(
+    accumulate: int, told: str
+) -> None:
+    shape = shape_of("hf://Qwen/Qwen3-VL-8B-Instruct")
+    settings = HdpoSettings(
+        processes=8, prompts_per_step=128, num_generations=16, accumulate=accumulate
+    )
+    with pytest.raises(InputError, match=told):
+        estimate_step("train-hdpo", settings, shape)
+    for parts in (64, 128, 256):
+        estimate_step("train-hdpo", settings.model_copy(update={"accumulate": parts}), shape)
+
+
+def test_a_batch_smaller_than_its_processes_is_refused_with_a_size_that_would_do() -> None:
+    shape = shape_of("hf://Qwen/Qwen3-VL-8B-Instruct")
+    with pytest.raises(InputError, match=r"sft.batch_size to a multiple of 6"):
+        estimate_step("train-sft", SftSettings(processes=3, batch_size=4, accumulate=2), shape)
+    estimate_step("train-sft", SftSettings(processes=3, batch_size=6, accumulate=2), shape)
+
+
+def test_conversations_longer_than_the_model_reads_are_refused_with_its_number() -> None:
+    shape = shape_of("hf://Qwen/Qwen3-VL-8B-Instruct")
+    at_most = HARDWARE.model_copy(update={"context_tokens": 262_144})
+    estimate_step("train-sft", SftSettings(hardware=at_most), shape)
+    longer = HARDWARE.model_copy(update={"context_tokens": 262_145})
+    with pytest.raises(InputError, match=r"context_tokens is 262,145, and .* at most 262,144"):
+        estimate_step("train-sft", SftSettings(hardware=longer), shape)
+
+
+def test_a_containers_limit_counts_where_it_is_below_the_machines(tmp_path: Path) -> None:
+    (tmp_path / "memory.stat").write_text(f"anon {3 * GIB}\nfile {4 * GIB}\n")
+    (tmp_path / "memory.max").write_text(f"{3 * GIB + 1000}\n")
+    assert available_memory(tmp_path) == 1000
+    for unlimited in ("max", str(2**60)):
+        (tmp_path / "memory.max").write_text(f"{unlimited}\n")
+        assert available_memory(tmp_path) == pytest.approx(
+            available_memory(tmp_path / "none"), rel=0.2
+        )
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is needed for the arithmetic on what a look at them returns."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr(machine, "free_gpu_memory", lambda: [78 * GIB, 30 * GIB, 2 * GIB])
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_the_fullest_gpu_that_is_used_is_the_one_that_counts() -> None:
+    assert machine.gpu_memory(SftSettings(processes=2, hardware=HARDWARE)) == 30 * GIB
+    with pytest.raises(InputError, match="trains on 4 × h100-80gb and this machine has 3 GPUs"):
+        machine.gpu_memory(SftSettings(processes=4, hardware=HARDWARE))
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_gpus_are_not_looked_for_where_training_is_to_run_on_the_cpu(monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert machine.gpu_memory(SftSettings(processes=4, hardware=HARDWARE)) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
+def test_a_machine_without_gpus_has_none_with_free_memory() -> None:
+    assert machine.free_gpu_memory() == []
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,23 @@ def test_a_profile_that_cannot_fit_is_refused_by_the_command(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("section", "changes", "told"),
     [
+        ("kubeflow", {"memory": "32Gi"}, "128Gi of main memory"),
+        ("kubeflow", {"memory": "much"}, "no amount of memory"),
+        ("hdpo", {"accumulate": 255}, "set hdpo.accumulate to 64 or 128 or 256"),
+        ("hardware", {"context_tokens": 300_000}, "reads at most 262,144 tokens"),
+    ],
+)
+def test_the_command_refuses_what_training_would_only_find_on_its_gpus(
+    tmp_path: Path, section: str, changes: dict[str, object], told: str
+) -> None:
+    refused = estimated(changed(tmp_path, section, **changes))
+    assert refused.exit_code == 1
+    assert told in " ".join(refused.output.split())
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "told"),
+    [
         ("hardware", {"vllm": "server"}, "needs kubeflow.vllm_image"),
         ("hardware", {"vllm_gpus": 2}, "vllm_gpus is for vllm: server"),
         ("kubeflow", {"exchange": "/mnt/x"}, "kubeflow.exchange"),

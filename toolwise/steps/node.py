@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolwise.errors import ToolwiseError
 from toolwise.events import Event, EventWriter
+from toolwise.steps.fitting import needs
 from toolwise.steps.functions import train_hdpo, train_sft
 from toolwise.steps.running import WORK_VARIABLE, Step
 from toolwise.storage import local_copy, publish
@@ -51,9 +52,15 @@ def word_in(line: str) -> Word | None:
 def work(job: NodeWork) -> None:
     """Fetch the inputs, do the step, and publish its checkpoint.
 
+    The first process of each node checks the step's needs against the node itself: whoever made
+    the `TrainJob` knew only what the profile says of it.
+
     Raises:
-        ToolwiseError: as the step raises it.
+        ToolwiseError: as the step raises it, or the step does not fit on this node.
     """
+    from toolwise.training.launcher.estimate import check
+    from toolwise.training.launcher.machine import is_first_of_node
+
     inputs = {name: local_copy(uri) for name, uri in job.inputs.items()}
     folder = Path(os.environ[WORK_VARIABLE]) / Path(job.output).name
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +74,8 @@ def work(job: NodeWork) -> None:
         events=EventWriter(job.step, _say_event if first else _say_nothing),
         run=cast(Any, _Run(first)),
     )
+    if is_first_of_node():
+        check(needs(step))
     outputs = _WORK[job.step](step)
     if first:
         publish(outputs["checkpoint"], job.output)

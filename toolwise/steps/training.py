@@ -9,10 +9,9 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolwise.errors import InputError
 from toolwise.steps.alarm import log_training
+from toolwise.steps.fitting import SETTINGS, needs
 from toolwise.steps.running import Step
-from toolwise.training.settings import HdpoSettings, SftSettings
 
 if TYPE_CHECKING:
     from toolwise.training.launcher.cluster import Cluster
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
 Outputs = dict[str, Path]
 Work = Callable[[Step], Outputs]
-
-SETTINGS: dict[str, type[SftSettings] | type[HdpoSettings]] = {
-    "train-sft": SftSettings,
-    "train-hdpo": HdpoSettings,
-}
-"""The training steps, and the settings of each."""
 
 
 def training(work: Work) -> Work:
@@ -37,11 +30,16 @@ def training(work: Work) -> Work:
 
     @wraps(work)
     def placed(step: Step) -> Outputs:
+        from rich.console import Console
+
         from toolwise.training.launcher.cluster import Cluster
+        from toolwise.training.launcher.estimate import check
+        from toolwise.training.launcher.estimate_table import print_estimate
 
         cluster = Cluster.of_environment()
-        settings = step.settings_as(SETTINGS[step.label])
-        _check_fits(step, settings, here=cluster is None)
+        estimate = needs(step, cluster)
+        print_estimate(estimate, Console(width=120))
+        check(estimate)
         return train_on_cluster(step, cluster) if cluster else work(step)
 
     return placed
@@ -131,32 +129,3 @@ def _cancelled_with_us(jobs: TrainJobs, name: str) -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _check_fits(step: Step, settings: SftSettings | HdpoSettings, *, here: bool) -> None:
-    """Print what the step needs; raises `InputError` where that is not there."""
-    from rich.console import Console
-
-    from toolwise.training.launcher.estimate import check, estimate_step
-    from toolwise.training.launcher.estimate_table import print_estimate
-    from toolwise.training.launcher.shape import shape_of
-
-    there = _gpu_memory(settings) if here and settings.hardware else None
-    estimate = estimate_step(step.label, settings, shape_of(step.path("model")), there)
-    print_estimate(estimate, Console(width=120))
-    check(estimate)
-
-
-def _gpu_memory(settings: SftSettings | HdpoSettings) -> float:
-    """Bytes of the smallest GPU of this machine; raises `InputError` where there are too few."""
-    import torch
-
-    hardware = settings.hardware
-    assert hardware is not None
-    count = torch.cuda.device_count()
-    if count < settings.processes:
-        raise InputError(
-            f"the profile trains on {settings.processes} × {hardware.gpu} and this machine has "
-            f"{count or 'no'} GPUs: take another profile, or submit this one to a cluster"
-        )
-    return min(torch.cuda.mem_get_info(gpu)[1] for gpu in range(settings.processes))

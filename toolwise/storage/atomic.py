@@ -44,6 +44,27 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def sole_writer(path: str | Path) -> Iterator[None]:
+    """Have one process at a time make what will stand at `path`; the others wait for it.
+
+    A second copy would replace the first one under those that read it, so a writer looks again
+    inside the block whether `path` is there by now.
+    """
+    final = Path(path).absolute()
+    if final.exists():
+        yield
+        return
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = final.with_name(f".{final.name}.lock").open("w")
+    except OSError as error:
+        raise InputError(f"{final.parent} cannot be written to: {error.strerror}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def _room(final: Path) -> Iterator[Path]:
     """A temporary directory beside `final`, locked so that only a dead writer's is cleaned away."""
     try:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from toolwise.errors import BackendError, InputError
 from toolwise.retry import call_endpoint
-from toolwise.storage.atomic import atomic_directory, atomic_file
+from toolwise.storage.atomic import atomic_directory, atomic_file, sole_writer
 from toolwise.storage.content import cache_path, files_in
 
 INCOMPLETE = ".toolwise-incomplete"
@@ -119,9 +119,10 @@ def download(uri: str) -> Path:
     etag = bucket.etag(key)
     if etag is not None:
         final = cache_path(bucket.endpoint, key, etag) / Path(key).name
-        if not final.exists():
-            with atomic_file(final) as partial:
-                bucket.download(key, partial)
+        with sole_writer(final):
+            if not final.exists():
+                with atomic_file(final) as partial:
+                    bucket.download(key, partial)
         return final
     objects = bucket.list(f"{key}/")
     if not objects:
@@ -130,13 +131,14 @@ def download(uri: str) -> Path:
         raise InputError(f"{uri} was not uploaded to the end; run the step that writes it again")
     contents = [f"{member} {etag}" for member, etag in objects.items()]
     final = cache_path(bucket.endpoint, key, *contents) / key.split("/")[-1]
-    if not final.exists():
-        with atomic_directory(final) as room:
-            for member in objects:
-                target = (room / member.removeprefix(f"{key}/")).resolve()
-                if not target.is_relative_to(room.resolve()):
-                    raise InputError(f"{uri}: the key {member!r} points outside the directory")
-                bucket.download(member, target)
+    with sole_writer(final):
+        if not final.exists():
+            with atomic_directory(final) as room:
+                for member in objects:
+                    target = (room / member.removeprefix(f"{key}/")).resolve()
+                    if not target.is_relative_to(room.resolve()):
+                        raise InputError(f"{uri}: the key {member!r} points outside the directory")
+                    bucket.download(member, target)
     return final
 
 

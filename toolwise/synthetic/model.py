@@ -30,7 +30,7 @@ QWEN_SPECIALS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-_VISION_TOKENS = {
+VISION_TOKENS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
     "vision_start_token_id": "<|vision_start|>",
@@ -113,7 +113,7 @@ def build_model(
 ) -> Qwen3VLForConditionalGeneration:
     """The untrained tiny model (about 1 M parameters, float32)."""
     vision_ids: dict[str, Any] = {
-        name: tokenizer.convert_tokens_to_ids(token) for name, token in _VISION_TOKENS.items()
+        name: tokenizer.convert_tokens_to_ids(token) for name, token in VISION_TOKENS.items()
     }
     torch.manual_seed(seed)
     config = Qwen3VLConfig(

@@ -14,11 +14,11 @@ from accelerate import PartialState
 from pydantic import BaseModel
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from toolwise.errors import InputError
 from toolwise.progress import Log, Progress
 from toolwise.storage import atomic_directory
 from toolwise.training.hdpo.collapse import ALARM
 from toolwise.training.launcher.fsdp import fsdp_arguments, shards
+from toolwise.training.launcher.memory import divided
 from toolwise.training.policy import save_policy
 from toolwise.training.settings import HdpoSettings, SftSettings
 
@@ -75,15 +75,9 @@ def trainer_arguments(
     return arguments | fsdp_arguments() if shards(settings) else arguments
 
 
-def per_device(batch_size: int, accumulate: int = 1) -> int:
+def per_device(batch_size: int, accumulate: int = 1, section: str = "base") -> int:
     """Rows of a process's part of a batch; raises `InputError` where it does not divide."""
-    parts = PartialState().num_processes * accumulate
-    if batch_size % parts:
-        raise InputError(
-            f"a batch of {batch_size} does not divide into {parts} parts "
-            f"(processes · accumulate {accumulate})"
-        )
-    return batch_size // parts
+    return divided(batch_size, PartialState().num_processes, accumulate, section)
 
 
 def train_and_publish(

@@ -73,7 +73,7 @@ def train_sft(
         args=SFTConfig(
             **trainer_arguments(work, seed, settings),
             max_steps=settings.steps,
-            per_device_train_batch_size=per_device(settings.batch_size, settings.accumulate),
+            per_device_train_batch_size=per_device(settings.batch_size, settings.accumulate, "sft"),
             gradient_accumulation_steps=settings.accumulate,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
@@ -90,6 +90,9 @@ def train_sft(
         processing_class=processor,
         peft_config=adapter_config(settings.lora),
     )
+    # Qwen3-VL's class says no, of the loss in its own forward pass. The trainer's loss is another,
+    # and without the count it would average means of parts, whose numbers of tokens differ.
+    trainer.model_accepts_loss_kwargs = True
     train_and_publish(trainer, work, out_dir, log=log, progress=progress)
 
 

@@ -117,7 +117,7 @@ def build_trainer(
             **trainer_arguments(work, seed, settings),
             **vllm_arguments(settings.hardware),
             max_steps=settings.steps,
-            per_device_train_batch_size=per_device(rollouts, settings.accumulate),
+            per_device_train_batch_size=per_device(rollouts, settings.accumulate, "hdpo"),
             gradient_accumulation_steps=settings.accumulate,
             num_generations=settings.num_generations,
             learning_rate=settings.learning_rate,

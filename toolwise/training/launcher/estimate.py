@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from toolwise.errors import InputError
 from toolwise.training.hardware import GPUS
@@ -17,7 +16,8 @@ from toolwise.training.launcher.duration import (
     cached_conversations,
     duration,
 )
-from toolwise.training.launcher.memory import FLOAT, HALF, Load, Part, processes, total
+from toolwise.training.launcher.machine import available_memory
+from toolwise.training.launcher.memory import HALF, Load, Part, rows_at_once, total
 from toolwise.training.launcher.shape import ModelShape, shape_of
 from toolwise.training.settings import HdpoSettings, LoraSettings, SftSettings
 
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from toolwise.profile import Profile
 
 HEADROOM = 0.92
-"""Share of a GPU's memory that is planned with: the rest goes to fragments and the runtime."""
+"""Share of memory that is planned with: the rest goes to fragments and the runtime."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One part of an optimizer step, and what it holds in memory at its peak."""
+    """One part of a training step, what it holds in memory at its peak, and the room for it."""
 
     name: str
     parts: tuple[Part, ...]
+    room: float
 
     @property
     def size(self) -> float:
@@ -43,16 +44,18 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one training step needs of each GPU, or of this machine for each process.
+    """What one training step needs of each GPU and node, or of this machine for each process.
 
     Args:
         step: its name.
         settings: its section of the profile.
         shape: of the model it starts from.
         place: what it runs on, in words.
-        there: bytes of a GPU, or of this machine, where they were looked up.
-        room: bytes there are for each process.
-        phases: what happens there by turns.
+        gpu: bytes of a GPU, where they were looked up.
+        main: bytes of main memory of a node, or of this machine; None where they are not known.
+        data: bytes of the data the step is given; 0 where they are not known.
+        phases: what happens by turns on a GPU, or on this machine.
+        host: what happens by turns in the main memory of a node with GPUs.
         server: what vLLM's GPUs hold, where it has some of its own.
         conversations: of the longest kind that one copy of vLLM can hold; None without vLLM.
         usual: how long it takes with conversations of the usual length; None without GPUs.
@@ -63,9 +66,11 @@ class Estimate:
     settings: SftSettings | HdpoSettings
     shape: ModelShape
     place: str
-    there: float | None
-    room: float
+    gpu: float | None
+    main: float | None
+    data: float
     phases: tuple[Phase, ...]
+    host: tuple[Phase, ...] = ()
     server: Phase | None = None
     conversations: int | None = None
     usual: Duration | None = None
@@ -74,13 +79,13 @@ class Estimate:
     @property
     def faults(self) -> list[str]:
         """What does not fit; empty where everything does."""
-        phases = [*self.phases, *([self.server] if self.server else [])]
+        phases = [*self.phases, *([self.server] if self.server else []), *self.host]
         found = [
-            f"{phase.name}: {gib(phase.size)} of {gib(self.room)} ("
+            f"{phase.name}: {gib(phase.size)} of {gib(phase.room)} ("
             + ", ".join(f"{part.name} {gib(part.size)}" for part in phase.parts)
             + ")"
             for phase in phases
-            if phase.size > self.room
+            if phase.size > phase.room
         ]
         if self.conversations == 0:
             found.append(
@@ -90,7 +95,13 @@ class Estimate:
 
 
 def estimate_step(
-    step: str, settings: SftSettings | HdpoSettings, shape: ModelShape, there: float | None = None
+    step: str,
+    settings: SftSettings | HdpoSettings,
+    shape: ModelShape,
+    *,
+    gpu: float | None = None,
+    main: float | None = None,
+    data: float = 0.0,
 ) -> Estimate:
     """What a training step needs.
 
@@ -98,43 +109,53 @@ def estimate_step(
         step: `train-sft` or `train-hdpo`.
         settings: its section of the profile.
         shape: of the model it starts from.
-        there: bytes of a GPU, where that was looked up; otherwise what its kind is sold with. Of
-            this machine, where it has no hardware of its own.
+        gpu: bytes of a GPU, where that was looked up; otherwise what its kind is sold with.
+        main: bytes of main memory of a node, which is not checked where it is not given; of this
+            machine, looked up where it is not given, without `hardware`.
+        data: bytes of the data set, where it is at hand.
+
+    Raises:
+        InputError: the batch does not divide, or conversations are longer than the model's context.
     """
+    rows = rows_at_once(settings)
     hardware = settings.hardware
     if hardware is None:
-        there = available_memory() if there is None else there
-        return Estimate(
-            step,
-            settings,
-            shape,
-            f"this machine, {settings.processes} process" + "es" * (settings.processes > 1),
-            there,
-            there / settings.processes,
-            tuple(_phases_here(settings, shape)),
+        main = available_memory() if main is None else main
+        place = f"this machine, {settings.processes} process" + "es" * (settings.processes > 1)
+        phases = tuple(_phases_here(settings, shape, rows, main / settings.processes))
+        return Estimate(step, settings, shape, place, gpu, main, data, phases)
+    context = shape.text_config.max_position_embeddings
+    if hardware.context_tokens > context:
+        raise InputError(
+            f"hardware.context_tokens is {hardware.context_tokens:,}, and the model reads at most "
+            f"{context:,} tokens: lower it to that or less"
         )
     sold = GPUS[hardware.gpu].memory
+    room = HEADROOM * min(sold, sold if gpu is None else gpu)
     nodes = f"{hardware.nodes} × " if hardware.nodes > 1 else ""
     place = f"{nodes}{settings.processes} × {hardware.gpu}"
-    load = Load.of(shape, settings, rows_at_once(settings), hardware.context_tokens)
-    phases = [Phase("update", tuple(load.update))]
+    load = Load.of(shape, settings, rows, hardware.context_tokens)
+    phases = [Phase("update", tuple(load.update), room)]
     server, conversations = None, None
     if isinstance(settings, HdpoSettings):
         vllm = _vllm(shape, settings)
         conversations = int(cached_conversations(shape, settings, hardware.context_tokens))
         if hardware.vllm == "server":
             place += f" + {hardware.vllm_gpus} for vLLM"
-            server = Phase("vLLM's own GPUs", (vllm,))
+            server = Phase("vLLM's own GPUs", (vllm,), room)
         else:
-            phases.append(Phase("rollouts", (*load.resting, vllm)))
+            phases.append(Phase("rollouts", (*load.resting, vllm), room))
+    host = () if main is None else _phases_of_host(load, settings.processes, data, HEADROOM * main)
     return Estimate(
         step,
         settings,
         shape,
         place,
-        there,
-        HEADROOM * min(sold, sold if there is None else there),
+        gpu,
+        main,
+        data,
         tuple(phases),
+        host,
         server,
         conversations,
         duration(shape, settings),
@@ -146,14 +167,31 @@ def estimate_profile(profile: Profile) -> list[Estimate]:
     """What the training steps of a profile need; both start from a model of the base's shape.
 
     Raises:
-        InputError: the base model's shape cannot be told.
+        InputError: the base model's shape cannot be told, a batch does not divide, or
+            conversations are longer than the model's context.
         BackendError: its endpoint failed for good.
     """
     shape = _base_shape(profile)
+    kubeflow = profile.kubeflow
+    main = memory_quantity(kubeflow.memory) if kubeflow else available_memory()
     return [
-        estimate_step("train-sft", profile.sft, shape),
-        estimate_step("train-hdpo", profile.hdpo, shape),
+        estimate_step("train-sft", profile.sft, shape, main=main),
+        estimate_step("train-hdpo", profile.hdpo, shape, main=main),
     ]
+
+
+def memory_quantity(text: str) -> float:
+    """Bytes of a memory limit as Kubernetes writes it (`256Gi`).
+
+    Raises:
+        InputError: it is none.
+    """
+    from kubernetes.utils import parse_quantity
+
+    try:
+        return float(parse_quantity(text))
+    except ValueError:
+        raise InputError(f"kubeflow.memory: {text!r} is no amount of memory, like 256Gi") from None
 
 
 def check(estimate: Estimate) -> None:
@@ -164,12 +202,12 @@ def check(estimate: Estimate) -> None:
     """
     if not estimate.faults:
         return
-    changes = list(_changes(estimate.settings))
+    changes = list(_changes(estimate))
     for together in (1, 2):
         cures = [
             " and ".join(change.words for change in chosen)
             for chosen in combinations(changes, together)
-            if not _with(estimate, chosen).faults
+            if _cured(estimate, chosen)
         ]
         if cures:
             break
@@ -180,37 +218,30 @@ def check(estimate: Estimate) -> None:
     )
 
 
-def rows_at_once(settings: SftSettings | HdpoSettings) -> int:
-    """Conversations of one forward pass of a process."""
-    rows = (
-        settings.prompts_per_step * settings.num_generations
-        if isinstance(settings, HdpoSettings)
-        else settings.batch_size
-    )
-    return max(1, -(-rows // (processes(settings) * settings.accumulate)))
-
-
-def available_memory() -> float:
-    """Bytes of memory this machine can still give, by the kernel's reckoning."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return float(fields["MemAvailable"].split()[0]) * 1024
-
-
 def gib(size: float) -> str:
     """Bytes as GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def _phases_here(settings: SftSettings | HdpoSettings, shape: ModelShape) -> Iterator[Phase]:
+def _phases_here(
+    settings: SftSettings | HdpoSettings, shape: ModelShape, rows: int, room: float
+) -> Iterator[Phase]:
     """Without GPUs memory is soft: planned for usual conversations, not for the longest."""
     tokens = int(shape.text_config.max_position_embeddings * EXPECTED)
-    load = Load.of(shape, settings, rows_at_once(settings), tokens)
-    yield Phase("update", tuple(load.update))
+    load = Load.of(shape, settings, rows, tokens)
+    yield Phase("update", tuple(load.update), room)
     if isinstance(settings, HdpoSettings):
-        rows = settings.prompts_per_step * settings.num_generations // settings.processes
-        cache = shape.cache_bytes(FLOAT)
-        how = f"{rows} × {tokens:,} tokens × {cache / 1024:,.0f} KiB"
-        yield Phase("rollouts", (*load.resting, Part("KV cache", rows * tokens * cache, how)))
+        rollouts = settings.prompts_per_step * settings.num_generations // settings.processes
+        yield Phase("rollouts", (*load.resting, load.cache(rollouts)), room)
+
+
+def _phases_of_host(load: Load, processes: int, data: float, room: float) -> tuple[Phase, ...]:
+    """What the processes of a node with GPUs hold in its main memory."""
+    always = load.processes_on_host(processes, data)
+    return (
+        Phase("loading the model", (load.loaded(processes), *always), room),
+        Phase("writing or reading a checkpoint", (load.gathered_moments(), *always), room),
+    )
 
 
 def _vllm(shape: ModelShape, settings: HdpoSettings) -> Part:
@@ -238,47 +269,64 @@ def _base_shape(profile: Profile) -> ModelShape:
     return ModelShape.model_validate(model.config.to_dict())
 
 
-class _Change(NamedTuple):
-    """A change of settings that needs less memory, in words and in values."""
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A change of settings or machines by which a step may fit, in words and in values."""
 
     words: str
-    step: dict[str, Any]
-    hardware: dict[str, Any]
+    step: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    main: float | None = None
 
 
-def _changes(settings: SftSettings | HdpoSettings) -> Iterator[_Change]:
+def _changes(estimate: Estimate) -> Iterator[_Change]:
+    settings = estimate.settings
     section = "hdpo" if isinstance(settings, HdpoSettings) else "sft"
     rows = rows_at_once(settings)
     for smaller in (rows // 2, rows // 4, rows // 8, 1):
         if 0 < smaller < rows and rows % smaller == 0:
             accumulate = settings.accumulate * rows // smaller
-            yield _Change(f"{section}.accumulate: {accumulate}", {"accumulate": accumulate}, {})
+            yield _Change(f"{section}.accumulate: {accumulate}", {"accumulate": accumulate})
     if settings.lora is None:
-        yield _Change(f"{section}.lora: {{}}", {"lora": LoraSettings()}, {})
+        yield _Change(f"{section}.lora: {{}}", {"lora": LoraSettings()})
     hardware = settings.hardware
     if hardware is None:
         return
     for more in (2, 4, 8):
         if settings.processes < more:
-            yield _Change(f"{section}.processes: {more}", {"processes": more}, {})
+            yield _Change(f"{section}.processes: {more}", {"processes": more})
     for tokens in (16_384, 8_192, 4_096):
         if tokens < hardware.context_tokens:
-            yield _Change(f"hardware.context_tokens: {tokens}", {}, {"context_tokens": tokens})
+            yield _Change(f"hardware.context_tokens: {tokens}", hardware={"context_tokens": tokens})
     if section == "hdpo":
         for share in (0.3, 0.4, 0.6, 0.7, 0.8):
-            yield _Change(f"hardware.vllm_memory: {share}", {}, {"vllm_memory": share})
+            yield _Change(f"hardware.vllm_memory: {share}", hardware={"vllm_memory": share})
         if hardware.vllm == "colocated":
             server = {"vllm": "server", "vllm_memory": 0.9}
-            yield _Change("hardware.vllm: server with vllm_memory: 0.9", {}, server)
+            yield _Change("hardware.vllm: server with vllm_memory: 0.9", hardware=server)
     more = 2 * hardware.nodes
-    yield _Change(f"hardware.nodes: {more}", {}, {"nodes": more})
+    yield _Change(f"hardware.nodes: {more}", hardware={"nodes": more})
+    for size in (64, 128, 256, 512, 1024, 2048):
+        if estimate.main is not None and size << 30 > estimate.main:
+            yield _Change(f"{size}Gi of main memory (kubeflow.memory)", main=float(size << 30))
+
+
+def _cured(estimate: Estimate, changes: Sequence[_Change]) -> bool:
+    """Whether the step fits with these changes, and its batch still divides."""
+    try:
+        return not _with(estimate, changes).faults
+    except InputError:
+        return False
 
 
 def _with(estimate: Estimate, changes: Sequence[_Change]) -> Estimate:
-    settings, hardware = estimate.settings, estimate.settings.hardware
+    settings, hardware, main = estimate.settings, estimate.settings.hardware, estimate.main
     for change in changes:
+        main = change.main or main
         settings = settings.model_copy(update=change.step)
         if hardware is not None:
             hardware = hardware.model_copy(update=change.hardware)
     settings = settings.model_copy(update={"hardware": hardware})
-    return estimate_step(estimate.step, settings, estimate.shape, estimate.there)
+    return estimate_step(
+        estimate.step, settings, estimate.shape, gpu=estimate.gpu, main=main, data=estimate.data
+    )

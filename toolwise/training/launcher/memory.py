@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from toolwise.errors import InputError
 from toolwise.training.launcher.shape import ModelShape
 from toolwise.training.settings import HdpoSettings, SftSettings
 
@@ -19,6 +20,9 @@ TILE = (4096, 32768)
 
 IMAGE_SHARE = 0.25
 """Share of a conversation's tokens that are an image's."""
+RUNTIME = 4 << 30
+"""Bytes of main memory of one process with Python, torch, CUDA and vLLM, before it loads anything;
+an assumption."""
 
 
 class Part(NamedTuple):
@@ -108,6 +112,46 @@ class Load:
         )
         return [*self.resting, gradients, *self._copies(), self._activations(), self._head()]
 
+    def cache(self, rows: int) -> Part:
+        """The KV cache of rollouts that this process makes, all of them at once."""
+        size = self.shape.cache_bytes(self.weight_bytes)
+        how = f"{rows} × {self.tokens:,} tokens × {size / 1024:,.0f} KiB"
+        return Part("KV cache", rows * self.tokens * size, how)
+
+    def loaded(self, processes: int) -> Part:
+        """Weights in the main memory of a node, before they go to its GPUs.
+
+        Where they are sharded its first process reads them for all; otherwise each does.
+        """
+        readers = 1 if self.shards > 1 else processes
+        own = self.shape.parameters
+        how = f"{_count(own)} × {self.weight_bytes}, read by {_processes(readers)}"
+        return Part("weights", readers * own * self.weight_bytes, how)
+
+    def gathered_moments(self) -> Part:
+        """Adam's moments in the main memory of the process that writes or reads a checkpoint."""
+        return Part(
+            "optimiser", self.trainable * 2 * FLOAT, f"{_count(self.trainable)} × 8, in one process"
+        )
+
+    def processes_on_host(self, processes: int, data: float) -> list[Part]:
+        """What the processes of a node hold in its main memory all along.
+
+        Args:
+            processes: of the node.
+            data: bytes of the data set, which each of them reads.
+        """
+        vision = self.shape.vision_config
+        patches = self.rows * self.tokens * IMAGE_SHARE * vision.spatial_merge_size**2
+        pixels = patches * vision.patch_values * FLOAT
+        how = f"{_processes(processes)} × {pixels / 2**20:,.0f} MiB of pixels"
+        if data:
+            how = f"{_processes(processes)} × ({pixels / 2**20:,.0f} MiB of pixels + the data set)"
+        return [
+            Part("runtime", processes * RUNTIME, f"{_processes(processes)} × {RUNTIME >> 30} GiB"),
+            Part("data", processes * (pixels + data), how),
+        ]
+
     def _copies(self) -> list[Part]:
         """Weights in the form they are multiplied in, where that is not the one at rest."""
         text = self.shape.text_config
@@ -166,6 +210,47 @@ def processes(settings: SftSettings | HdpoSettings) -> int:
     return settings.processes * (settings.hardware.nodes if settings.hardware else 1)
 
 
+def rows_at_once(settings: SftSettings | HdpoSettings) -> int:
+    """Conversations of one forward pass of a process.
+
+    Raises:
+        InputError: a step's conversations do not divide evenly.
+    """
+    if isinstance(settings, HdpoSettings):
+        section, rows = "hdpo", settings.prompts_per_step * settings.num_generations
+    else:
+        section, rows = "sft", settings.batch_size
+    return divided(rows, processes(settings), settings.accumulate, section)
+
+
+def divided(batch_size: int, sharing: int, accumulate: int, section: str) -> int:
+    """Rows of one part of a batch.
+
+    Args:
+        batch_size: rows of the whole batch.
+        sharing: processes among which it is divided.
+        accumulate: parts in which each of them works its share off.
+        section: of the profile, for the message.
+
+    Raises:
+        InputError: it does not divide evenly; names the settings that would.
+    """
+    share, left = divmod(batch_size, sharing)
+    if left == 0 and share % accumulate == 0:
+        return share // accumulate
+    if left:
+        size = "prompts_per_step × hdpo.num_generations" if section == "hdpo" else "batch_size"
+        cure = f"set {section}.{size} to a multiple of {sharing * accumulate:,}"
+    else:
+        divisors = [parts for parts in range(1, share + 1) if share % parts == 0]
+        near = sorted(divisors, key=lambda parts: abs(parts - accumulate))[:3]
+        cure = f"set {section}.accumulate to {' or '.join(map(str, sorted(near)))}"
+    raise InputError(
+        f"{section}: a batch of {batch_size:,} does not divide into "
+        f"{_processes(sharing)} × {accumulate:,} parts (accumulate): {cure}"
+    )
+
+
 def total(parts: list[Part]) -> float:
     """Bytes of all parts."""
     return sum(part.size for part in parts)
@@ -177,3 +262,7 @@ def _over(shards: int) -> str:
 
 def _count(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} G" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"

@@ -46,7 +46,10 @@ def launch(
         ToolwiseError: as the function raises it.
         BackendError: a process died; the training can be taken up again.
     """
-    if processes == 1 or "RANK" in os.environ:
+    grouped = "RANK" in os.environ
+    if grouped:
+        _form_group()
+    if grouped or processes == 1:
         pkgutil.resolve_name(function)(**arguments, log=log, progress=progress)
         return
     port = _free_port()

@@ -71,6 +71,11 @@ class VisionShape(BaseModel):
     deepstack_visual_indexes: tuple[int, ...]
 
     @property
+    def patch_values(self) -> int:
+        """Values of a patch as the image processor cuts it."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
     def block(self) -> int:
         """Parameters of a block: attention, MLP and two norms, all with biases."""
         h, i = self.hidden_size, self.intermediate_size
@@ -81,12 +86,11 @@ class VisionShape(BaseModel):
     def parameters(self) -> int:
         """All of the encoder's, the mergers of the deepstack included."""
         h = self.hidden_size
-        patch = self.in_channels * self.temporal_patch_size * self.patch_size**2
         merged = h * self.spatial_merge_size**2
         merger = merged * merged + merged + merged * self.out_hidden_size + self.out_hidden_size
         # The first merger's norm comes before patches are put together, the others' after.
         mergers = merger + 2 * h + len(self.deepstack_visual_indexes) * (merger + 2 * merged)
-        embedded = patch * h + h + self.num_position_embeddings * h
+        embedded = self.patch_values * h + h + self.num_position_embeddings * h
         return embedded + self.depth * self.block + mergers
 
 
