@@ -13,9 +13,10 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
-from toolwise import retry, storage
+from toolwise import retry
 from toolwise.errors import BackendError, InputError
 from toolwise.storage import INCOMPLETE, local_copy, publish
+from toolwise.storage import s3 as s3_storage
 
 
 class FailingServer(BaseHTTPRequestHandler):
@@ -167,9 +168,9 @@ def test_readers_that_come_at_once_share_one_download(
     s3: Any, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     s3.put_object(Bucket="artifacts", Key="model/weights", Body=b"w" * 100)
-    fetch, fetched = storage._Bucket.download, []
+    fetch, fetched = s3_storage.Bucket.download, []
     both_looked = threading.Barrier(2)
-    looked_up = storage.cache_path
+    looked_up = s3_storage.cache_path
 
     def meet(*identity: str) -> Path:
         both_looked.wait(60)
@@ -179,8 +180,8 @@ def test_readers_that_come_at_once_share_one_download(
         fetched.append(member)
         fetch(bucket, member, path)
 
-    monkeypatch.setattr(storage, "cache_path", meet)
-    monkeypatch.setattr(storage._Bucket, "download", counted)
+    monkeypatch.setattr(s3_storage, "cache_path", meet)
+    monkeypatch.setattr(s3_storage.Bucket, "download", counted)
     with ThreadPoolExecutor(2) as readers:
         copies = {*readers.map(local_copy, [f"s3://artifacts/{key}"] * 2)}
     assert fetched == ["model/weights"]
