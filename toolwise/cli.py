@@ -23,6 +23,7 @@ from toolwise.errors import InputError, ToolwiseError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from pipelines.plan import Plan
     from pipelines.submission.api import PipelinesApi
     from toolwise.events import EventSink
     from toolwise.profile import Profile
@@ -44,6 +45,13 @@ RegistryOption = Annotated[
 ]
 TagOption = Annotated[
     str | None, typer.Option(help="Tag of Toolwise's images there; as the profile has it.")
+]
+VariantsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML file of variants of HDPO (pipelines/ablation.py): the ablation, instead of the "
+        "pipeline.",
+    ),
 ]
 SeedOption = Annotated[
     int | None, typer.Option(min=0, max=2**31 - 1, help="Seed; the profile's own by default.")
@@ -137,16 +145,31 @@ def compile_(
         Path | None,
         typer.Option(help="YAML file to write; build/metis-<profile>.yaml by default."),
     ] = None,
+    variants: VariantsOption = None,
     registry: RegistryOption = None,
     tag: TagOption = None,
 ) -> None:
     """Compile the pipeline to Kubeflow's IR YAML."""
-    from pipelines.metis import compile_pipeline
     from toolwise.profile import load_profile
 
-    settings = _with_images(load_profile(profile), registry, tag)
-    path = out or Path("build") / f"metis-{settings.name}.yaml"
-    compile_pipeline(settings, path)
+    _write(_plan(_with_images(load_profile(profile), registry, tag), variants), out)
+
+
+def _plan(profile: Profile, variants: Path | None) -> Plan:
+    """The pipeline of the profile, or its ablation where variants were named."""
+    if variants is None:
+        from pipelines.metis import plan
+
+        return plan(profile)
+    from pipelines.ablation import plan as ablation
+    from pipelines.ablation import read_variants
+
+    return ablation(profile, read_variants(variants))
+
+
+def _write(plan: Plan, out: Path | None = None) -> None:
+    path = out or Path("build") / f"{plan.name}.yaml"
+    plan.write(path)
     stdout.print(f"Wrote {path}", soft_wrap=True)
 
 
@@ -193,21 +216,20 @@ def submit(
     ] = False,
     registry: RegistryOption = None,
     tag: TagOption = None,
+    variants: VariantsOption = None,
 ) -> None:
     """Submit the pipeline to a Kubeflow Pipelines server, and follow the run.
 
     KFP_TOKEN, KFP_COOKIE, or KFP_USERNAME and KFP_PASSWORD sign in (docs/operating.md).
     """
-    from pipelines.metis import compile_pipeline
     from pipelines.submission.following import how_to_go_on
     from pipelines.submit import open_server, submit_pipeline
 
     settings = _with_images(_submitted_profile(profile), registry, tag)
+    plan = _plan(settings, variants)
     if dry_run:
         _estimate(settings)
-        path = Path("build") / f"metis-{settings.name}.yaml"
-        compile_pipeline(settings, path)
-        stdout.print(f"Wrote {path}", soft_wrap=True)
+        _write(plan)
         if not skip_preflight:
             _preflight(settings)
         stdout.print("Nothing was submitted")
@@ -216,12 +238,12 @@ def submit(
         _estimate(settings)
         if not skip_preflight:
             _preflight(settings)
-        submitted = submit_pipeline(settings, settings.seed if seed is None else seed, api)
+        submitted = submit_pipeline(settings, settings.seed if seed is None else seed, api, plan)
         page = api.server.page(submitted.run_id, lasting=not follow)
         stdout.print(f"Submitted {submitted.name}: {page}", soft_wrap=True)
-        again = _following(submitted.run_id, profile, host)
+        again = _following(submitted.run_id, profile, host, variants)
         if follow:
-            _follow(settings, submitted.run_id, api, again)
+            _follow(settings, plan, submitted.run_id, api, again)
         else:
             stdout.print(how_to_go_on(again), soft_wrap=True)
 
@@ -231,6 +253,7 @@ def follow_(
     run_id: Annotated[str, typer.Argument(help="Id of a submitted run.")],
     profile: ProfileOption = "qwen3-vl-8b",
     host: HostOption = None,
+    variants: VariantsOption = None,
 ) -> None:
     """Follow a submitted run to its end.
 
@@ -240,15 +263,17 @@ def follow_(
     from pipelines.submit import open_server
 
     settings = _submitted_profile(profile)
-    again = _following(run_id, profile, host)
+    plan = _plan(settings, variants)
+    again = _following(run_id, profile, host, variants)
     with in_sight(again), open_server(host) as api:
         stdout.print(f"Following {api.server.page(run_id)}", soft_wrap=True)
-        _follow(settings, run_id, api, again)
+        _follow(settings, plan, run_id, api, again)
 
 
-def _following(run_id: str, profile: str, host: str | None) -> str:
-    """The command that follows a run, with the profile and the server that were named for it."""
+def _following(run_id: str, profile: str, host: str | None, variants: Path | None) -> str:
+    """The command that follows a run, with what was named for it."""
     named = [] if host is None else ["--host", host]
+    named += [] if variants is None else ["--variants", str(variants)]
     return shlex.join([*_program(), "follow", run_id, "--profile", profile, *named])
 
 
@@ -261,13 +286,13 @@ def _program() -> list[str]:
     return ["toolwise" if found and Path(found).samefile(script) else str(script)]
 
 
-def _follow(profile: Profile, run_id: str, api: PipelinesApi, again: str) -> None:
+def _follow(profile: Profile, plan: Plan, run_id: str, api: PipelinesApi, again: str) -> None:
     """Follow a run; Ctrl-C leaves it going."""
     from pipelines.submission.following import how_to_go_on
     from pipelines.submit import follow_run
 
     try:
-        follow_run(profile, run_id, api, stdout, again)
+        follow_run(profile, plan, run_id, api, stdout, again)
     except KeyboardInterrupt:
         stdout.print(how_to_go_on(again), soft_wrap=True)
         raise typer.Exit(130) from None
