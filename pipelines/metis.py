@@ -4,10 +4,11 @@
 # channels for artifacts, fills in the outputs, and returns a task.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from kfp import compiler, dsl
+from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 from kfp.dsl.pipeline_channel import PipelineChannel
 
@@ -25,9 +26,9 @@ from components.report.component import report
 from components.train_hdpo.component import train_hdpo
 from components.train_sft.component import train_sft
 from pipelines.placement import Placement
-from toolwise.errors import InputError
+from pipelines.plan import Plan
 from toolwise.profile import benchmarks_of
-from toolwise.storage import atomic_file
+from toolwise.training.settings import HdpoSettings
 
 # Annotations are quoted one by one: Kubeflow reads those of a pipeline function as they stand.
 if TYPE_CHECKING:
@@ -51,12 +52,31 @@ STEPS = (
 
 STAGES = ("base", "sft", "hdpo")
 
-LABELS = {
-    f"{task}-{number}" if number > 1 else task: f"{kind} {stage}"
-    for task, kind in (("evaluate", "evaluate"), ("gather", "evaluate"), ("answer", "answer"))
-    for number, stage in enumerate(STAGES, 1)
-}
+EVALUATING = {"evaluate": "evaluate", "gather": "evaluate", "answer": "answer"}
+"""Kubeflow's names of the tasks that measure a checkpoint, and the steps they are to people."""
+
+
+def labels(steps: Mapping[str, str], stages: Sequence[str]) -> dict[str, str]:
+    """What people call the tasks that there are one of for each stage, by Kubeflow's names."""
+    return {
+        f"{task}-{number}" if number > 1 else task: f"{step} {stage}"
+        for task, step in steps.items()
+        for number, stage in enumerate(stages, 1)
+    }
+
+
+LABELS = labels(EVALUATING, STAGES)
 """Kubeflow's names of the tasks that are called something else in `STEPS`."""
+
+
+class Start(NamedTuple):
+    """What training by reinforcement starts from."""
+
+    data: Mapping[str, PipelineChannel]
+    base_model: PipelineChannel
+    sft_curation: PipelineChannel
+    sft_model: PipelineChannel
+    rl_curation: PipelineChannel
 
 
 def metis(profile: "Profile") -> GraphComponent:
@@ -83,11 +103,10 @@ def metis(profile: "Profile") -> GraphComponent:
     return pipeline
 
 
-def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
-    light, heavy, training = placement.light, placement.heavy, placement.training
-    answering = placement.answering
+def cold_start(placement: Placement, profile: "Profile", seed: int) -> Start:
+    """The steps up to the cold start and the prompts that its model learns from."""
+    light, heavy, answering = placement.light, placement.heavy, placement.answering
     data = light(prepare_data(settings=profile.data.model_dump_json(), seed=seed)).outputs
-    corpus, benchmark = data["corpus"], data["benchmark"]
     made = heavy if profile.base.train else light
     base = made(base_model(settings=profile.base.model_dump_json(), seed=seed)).outputs["model"]
     sft_curation = answering(
@@ -96,10 +115,10 @@ def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
             seed=seed,
             model=base,
             trajectories=data["trajectories"],
-            corpus=corpus,
+            corpus=data["corpus"],
         )
     ).outputs["curated"]
-    sft_model = training(
+    sft_model = placement.training(
         train_sft(
             settings=profile.sft.model_dump_json(), seed=seed, model=base, curated=sft_curation
         )
@@ -110,22 +129,38 @@ def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
             seed=seed,
             model=sft_model,
             tasks=data["tasks"],
-            corpus=corpus,
-            benchmark=benchmark,
+            corpus=data["corpus"],
+            benchmark=data["benchmark"],
         )
     ).outputs["curated"]
-    hdpo_model = training(
+    return Start(data, base, sft_curation, sft_model, rl_curation)
+
+
+def reinforced(
+    placement: Placement, settings: HdpoSettings, seed: int, start: Start
+) -> PipelineChannel:
+    """The checkpoint that HDPO makes of the cold start's."""
+    return placement.training(
         train_hdpo(
-            settings=profile.hdpo.model_dump_json(),
+            settings=settings.model_dump_json(),
             seed=seed,
-            model=sft_model,
-            curated=rl_curation,
-            corpus=corpus,
+            model=start.sft_model,
+            curated=start.rl_curation,
+            corpus=start.data["corpus"],
         )
     ).outputs["checkpoint"]
+
+
+def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
+    light = placement.light
+    start = cold_start(placement, profile, seed)
+    corpus, benchmark = start.data["corpus"], start.data["benchmark"]
+    hdpo_model = reinforced(placement, profile.hdpo, seed, start)
     evaluations = {
-        stage: _evaluation(placement, profile, seed, stage, model, benchmark, corpus)
-        for stage, model in zip(STAGES, (base, sft_model, hdpo_model), strict=True)
+        stage: evaluation(placement, profile, seed, stage, model, start.data)
+        for stage, model in zip(
+            STAGES, (start.base_model, start.sft_model, hdpo_model), strict=True
+        )
     }
     gate = light(
         promote(
@@ -141,11 +176,11 @@ def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
     evidence = {
         "profile": profile.name,
         "seed": seed,
-        "data": data["trajectories"],
-        "base_model": base,
-        "sft_curation": sft_curation,
-        "sft_model": sft_model,
-        "rl_curation": rl_curation,
+        "data": start.data["trajectories"],
+        "base_model": start.base_model,
+        "sft_curation": start.sft_curation,
+        "sft_model": start.sft_model,
+        "rl_curation": start.rl_curation,
         "hdpo_model": hdpo_model,
         "base_evaluation": evaluations["base"],
         "sft_evaluation": evaluations["sft"],
@@ -168,16 +203,16 @@ def _steps(placement: Placement, profile: "Profile", seed: int) -> None:
         light(report(**evidence), cached=False)
 
 
-def _evaluation(
+def evaluation(
     placement: Placement,
     profile: "Profile",
     seed: int,
     stage: str,
     model: PipelineChannel,
-    benchmark: PipelineChannel,
-    corpus: PipelineChannel,
+    data: Mapping[str, PipelineChannel],
 ) -> PipelineChannel:
     """A checkpoint's evaluation: in one step, or on a cluster each benchmark on its own."""
+    benchmark, corpus = data["benchmark"], data["corpus"]
     asked = {"settings": profile.evaluate.model_dump_json(), "seed": seed, "stage": stage}
     processes, shards = profile.evaluate.processes, _benchmarks(profile)
     if not shards:
@@ -196,11 +231,13 @@ def _evaluation(
 
 def step_names(profile: "Profile") -> tuple[str, ...]:
     """The steps of `profile`, as `STEPS` names them, in their order."""
-    if not _benchmarks(profile):
-        return STEPS
-    answers = [f"answer {stage}" for stage in STAGES]
     first = STEPS.index(f"evaluate {STAGES[0]}")
-    return (*STEPS[:first], *answers, *STEPS[first:])
+    return (*STEPS[:first], *answer_steps(profile, STAGES), *STEPS[first:])
+
+
+def answer_steps(profile: "Profile", stages: Sequence[str]) -> list[str]:
+    """The steps that answer benchmarks side by side; none where one step answers all."""
+    return [f"answer {stage}" for stage in stages] if _benchmarks(profile) else []
 
 
 def _benchmarks(profile: "Profile") -> list[str]:
@@ -213,22 +250,11 @@ def _benchmarks(profile: "Profile") -> list[str]:
     return sorted(name for name in names if name) if several else []
 
 
+def plan(profile: "Profile") -> Plan:
+    """The pipeline of `profile`, as it is submitted."""
+    return Plan(f"metis-{profile.name}", metis(profile), step_names(profile), LABELS)
+
+
 def compile_pipeline(profile: "Profile", path: Path) -> None:
-    """Write the pipeline of `profile` as IR YAML; the same profile gives the same bytes.
-
-    Raises:
-        InputError: no such file can be written.
-    """
-    write_pipeline(metis(profile), path)
-
-
-def write_pipeline(pipeline: GraphComponent, path: Path) -> None:
-    """Write a pipeline as IR YAML; raises `InputError` where no such file can be written."""
-    if path.suffix not in (".yaml", ".yml"):
-        raise InputError(f"{path}: a compiled pipeline is a YAML file; name one that ends in .yaml")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as partial:
-            compiler.Compiler().compile(pipeline, str(partial))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    """Write the pipeline of `profile` as IR YAML; see `Plan.write`."""
+    plan(profile).write(path)

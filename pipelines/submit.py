@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.metis import compile_pipeline, step_names
+from pipelines.plan import Plan
 from pipelines.submission.api import PipelinesApi
 from pipelines.submission.authentication import credentials
 from pipelines.submission.following import Follower, in_sight
@@ -69,13 +69,14 @@ def run_namespace(profile: Profile, multi_user: bool) -> str:
     return chosen or (kubeflow_of(profile).namespace if multi_user else NAMESPACE)
 
 
-def submit_pipeline(profile: Profile, seed: int, api: PipelinesApi) -> Submitted:
+def submit_pipeline(profile: Profile, seed: int, api: PipelinesApi, plan: Plan) -> Submitted:
     """Compile the pipeline, upload it as a version if it is new, and start a run.
 
     Args:
         profile: has to say how to run on Kubeflow.
         seed: the run's seed.
         api: the server.
+        plan: the pipeline.
 
     Raises:
         InputError: the profile runs locally only.
@@ -84,10 +85,10 @@ def submit_pipeline(profile: Profile, seed: int, api: PipelinesApi) -> Submitted
     kubeflow = kubeflow_of(profile)
     # A server for one user has no namespaces to choose from.
     namespace = run_namespace(profile, True) if api.multi_user() else None
-    name = f"metis-{profile.name}"
+    name = plan.name
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / f"{name}.yaml"
-        compile_pipeline(profile, package)
+        plan.write(package)
         version = hashlib.sha256(package.read_bytes()).hexdigest()[:12]
         pipeline = api.pipeline(name, namespace) or api.upload(package, name, namespace)
         version_id = api.version(pipeline, version) or api.upload_version(
@@ -107,12 +108,13 @@ def submit_pipeline(profile: Profile, seed: int, api: PipelinesApi) -> Submitted
 
 
 def follow_run(
-    profile: Profile, run_id: str, api: PipelinesApi, console: Console, again: str
+    profile: Profile, plan: Plan, run_id: str, api: PipelinesApi, console: Console, again: str
 ) -> None:
     """Follow a run to its end, and say where its results are, however it ended.
 
     Args:
         profile: the run's.
+        plan: its pipeline.
         run_id: its id.
         api: the server.
         console: where to show it.
@@ -127,7 +129,7 @@ def follow_run(
     try:
         with in_sight(again):
             logs = PodLogs(run_namespace(profile, api.multi_user()), run_id)
-        Follower(api, run_id, again, step_names(profile), console, logs).follow()
+        Follower(api, run_id, again, plan, console, logs).follow()
         succeeded = True
     finally:
         for name, place in places(profile, run_id, succeeded=succeeded):

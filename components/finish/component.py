@@ -11,7 +11,8 @@ def finish(status: dsl.PipelineTaskFinalStatus, last: str):
 
     Args:
         status: how the pipeline ended, filled in by Kubeflow.
-        last: the step that a pipeline which succeeded has finished.
+        last: the step that a pipeline which succeeded has finished; empty where there is none that
+            every run does.
     """
     from toolwise.steps import finish_run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,7 +13,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.text import Text
 
-from pipelines.metis import LABELS
+from pipelines.plan import Plan
 from pipelines.submission.api import PipelinesApi, Run, ServerAway, TaskDetail
 from pipelines.submission.pod_logs import PodLogs
 from toolwise.console import Display, LineDisplay, LiveDisplay, RunBoard
@@ -27,7 +27,7 @@ PATIENCE = 600.0
 SHOWN = 20
 """Last lines of a failed step's log that the error quotes."""
 
-_PROGRESS = re.compile(r"[\w -]+: progress (\d+)/(\d+) ?(.*)")
+_PROGRESS = re.compile(r"[^:]+: progress (\d+)/(\d+) ?(.*)")
 _ATTEMPT = re.compile(r"\(\d+[^)]*\)$")
 
 
@@ -60,7 +60,7 @@ class Follower:
         api: the server.
         run_id: the run's.
         again: the command that follows it again.
-        steps: the steps there are, as people call them, in their order.
+        plan: its pipeline.
         console: where to show it.
         logs: the pods' logs.
         poll, patience: see `POLL` and `PATIENCE`.
@@ -70,7 +70,7 @@ class Follower:
     api: PipelinesApi
     run_id: str
     again: str
-    steps: Sequence[str]
+    plan: Plan
     console: Console
     logs: PodLogs
     poll: float = field(default_factory=lambda: POLL)
@@ -78,7 +78,7 @@ class Follower:
     wait: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        self._board = RunBoard.of(self.steps)
+        self._board = RunBoard.of(self.plan.steps)
         self._seen: dict[str, tuple[str, int, int]] = {}
         self._tails: dict[str, deque[str]] = {}
         self._noted = ""
@@ -133,8 +133,8 @@ class Follower:
             self._note(f"the run is {run.state.lower()}")
         by_step: dict[str, list[TaskDetail]] = {}
         for task in run.tasks:
-            name = step_name(task.display_name)
-            if name in self.steps:
+            name = step_name(task.display_name, self.plan.labels)
+            if name in self.plan.steps:
                 by_step.setdefault(name, []).append(task)
         for name, tasks in by_step.items():
             self._tell(display, name, tasks)
@@ -179,7 +179,7 @@ class Follower:
     def _hear(self, display: Display) -> None:
         """Show what the pods have written since the last look."""
         for task, text in self.logs.new():
-            name = LABELS.get(task, task)
+            name = self.plan.labels.get(task, task)
             self._tails.setdefault(name, deque(maxlen=SHOWN)).append(text)
             if progress := _PROGRESS.fullmatch(text):
                 done, total, note = progress.groups()
@@ -228,10 +228,10 @@ class Follower:
         return "\n".join(lines)
 
 
-def step_name(task: str) -> str:
+def step_name(task: str, labels: Mapping[str, str]) -> str:
     """What people call the step of a task; a task that is tried again is the same step."""
     bare = _ATTEMPT.sub("", task)
-    return LABELS.get(bare, bare)
+    return labels.get(bare, bare)
 
 
 def how_to_go_on(again: str) -> str:

@@ -11,7 +11,7 @@ from cluster_server import ClusterServer, World
 from pipelines_server import PASSWORD, USER, Pipelines, PipelinesServer, run, task
 from rich.console import Console
 
-from pipelines.metis import step_names
+from pipelines.metis import plan
 from pipelines.submission.api import PipelinesApi
 from pipelines.submission.authentication import Cookie, credentials
 from pipelines.submission.following import Follower, LostSight, RunFailed, step_name
@@ -19,7 +19,7 @@ from pipelines.submission.pod_logs import PodLogs
 from pipelines.submission.server import Server
 from toolwise.profile import load_profile
 
-STEPS = step_names(load_profile("qwen3-vl-8b"))
+PLAN = plan(load_profile("qwen3-vl-8b"))
 PODS = "/api/v1/namespaces/kubeflow/pods"
 
 
@@ -53,7 +53,7 @@ class Following:
         logs = PodLogs("kubeflow", "r1")
         again = "toolwise follow r1 --profile mine.yaml"
         self.follower = Follower(
-            api, "r1", again, STEPS, self.console, logs, wait=self._wait, **parts
+            api, "r1", again, PLAN, self.console, logs, wait=self._wait, **parts
         )
 
     def _wait(self, seconds: float) -> None:
@@ -248,6 +248,6 @@ def test_the_log_of_a_pod_that_has_ended_is_read_once(
 
 
 def test_a_task_that_is_tried_again_is_the_same_step():
-    assert step_name("train-hdpo(0)") == "train-hdpo"
-    assert step_name("gather-3") == "evaluate hdpo"
-    assert step_name("answer-2(1:vstar)") == "answer sft"
+    assert step_name("train-hdpo(0)", PLAN.labels) == "train-hdpo"
+    assert step_name("gather-3", PLAN.labels) == "evaluate hdpo"
+    assert step_name("answer-2(1:vstar)", PLAN.labels) == "answer sft"

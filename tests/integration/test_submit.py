@@ -18,6 +18,7 @@ from mlflow_server import MlflowServer
 from pipelines_server import PASSWORD, USER, Pipelines, PipelinesServer, run, task
 from typer.testing import CliRunner
 
+from pipelines.metis import plan
 from pipelines.submission.api import NotSignedIn, PipelinesApi, ServerAway
 from pipelines.submission.authentication import Cookie, credentials
 from pipelines.submission.places import mlflow_page
@@ -63,7 +64,7 @@ def profile():
 def test_a_new_pipeline_is_uploaded_and_run_with_the_seed(serve: Serve, profile):
     server = serve(Pipelines())
     with open_server(server.url) as api:
-        submitted = submit_pipeline(profile, 3, api)
+        submitted = submit_pipeline(profile, 3, api, plan(profile))
     uploaded = server.state.body_of("POST", "/pipelines/upload").decode()
     document = re.search(r"\r\n\r\n(.*?)\r\n--", uploaded, re.DOTALL)
     assert document is not None
@@ -92,7 +93,7 @@ def test_a_new_pipeline_is_uploaded_and_run_with_the_seed(serve: Serve, profile)
 def test_the_same_pipeline_is_not_uploaded_twice(serve: Serve, profile):
     first = serve(Pipelines(known_pipeline=True, multi_user=True))
     with open_server(first.url) as api:
-        submit_pipeline(profile, 0, api)
+        submit_pipeline(profile, 0, api, plan(profile))
     version = json.loads(first.state.body_of("POST", "/runs"))["display_name"].split()[1]
     experiment = json.loads(first.state.body_of("POST", "/experiments"))
     assert experiment["namespace"] == "toolwise"
@@ -102,7 +103,7 @@ def test_the_same_pipeline_is_not_uploaded_twice(serve: Serve, profile):
 
     again = serve(Pipelines(known_pipeline=True, versions=("x", version), known_experiment=True))
     with open_server(again.url) as api:
-        submit_pipeline(profile, 0, api)
+        submit_pipeline(profile, 0, api, plan(profile))
     assert not [call.path for call in again.state.calls if "upload" in call.path]
     body = json.loads(again.state.body_of("POST", "/runs"))
     assert body["pipeline_version_reference"]["pipeline_version_id"] == f"v-{version}"
@@ -127,7 +128,7 @@ def test_a_refusal_carries_what_the_server_said(serve: Serve, profile):
         open_server(server.url) as api,
         pytest.raises(BackendError, match=r"403(.|\n)*not in this namespace"),
     ):
-        submit_pipeline(profile, 0, api)
+        submit_pipeline(profile, 0, api, plan(profile))
 
 
 def test_a_token_a_cookie_and_a_projected_token_sign_in(
@@ -409,6 +410,19 @@ def test_the_command_that_is_named_follows_the_run(
     followed = subprocess.run(command, capture_output=True, text=True)
     assert followed.returncode == 0, followed.stderr
     assert "experiment mine, run r1" in followed.stdout
+
+
+def test_an_ablation_is_submitted_and_followed_by_its_variants(serve: Serve, tmp_path: Path):
+    variants = tmp_path / "variants.yaml"
+    variants.write_text("grpo: {variant: grpo}\nweak: {w_tool: 0.05}\n")
+    done = task("train-hdpo-2", "SUCCEEDED", 1, 4)
+    server = serve(Pipelines(runs=[run("RUNNING", done), 403]))
+    options = ("--variants", str(variants), "--skip-preflight", "--host", server.url)
+    result = toolwise("submit", *options)
+    assert server.state.call("POST", "/pipelines/upload").query["name"] == "ablation-qwen3-vl-8b"
+    assert "train-hdpo weak: done in 3s" in result.output
+    assert result.exit_code == 3
+    assert f"--variants {variants}" in result.output.splitlines()[-1]
 
 
 @pytest.mark.parametrize("on_path", [True, False])

@@ -408,7 +408,8 @@ def finish_run(state: str, reason: str = "", last: str = "") -> None:
         state: how the pipeline ended, in Kubeflow's words. Its backend says `RUNNING` of a pipeline
             with a loop (kubeflow/pipelines#13321): then the steps' own runs tell.
         reason: why; Kubeflow's backend leaves it empty, and the steps' own runs say it.
-        last: the step that a pipeline which succeeded has finished.
+        last: the step that a pipeline which succeeded has finished; empty where there is none that
+            every run does.
     """
     from toolwise import tracking
 

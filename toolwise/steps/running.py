@@ -189,7 +189,8 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         name = path.relative_to(package).as_posix()
-        if path.is_file() and "__pycache__" not in name and name not in ("cli.py", "console.py"):
+        shown = name.startswith(("cli/", "console.py"))
+        if path.is_file() and "__pycache__" not in name and not shown:
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -251,7 +251,7 @@ def _ending(client: MlflowClient, run_id: str, entry: EndPipeline) -> tuple[Stat
         for name, run in steps.items()
         if run.info.status != "FINISHED"
     ]
-    if not failed and entry.last in steps:
+    if not failed and entry.last is not None and (not entry.last or entry.last in steps):
         return "FINISHED", None
     return entry.state, "; ".join(failed) or entry.failure
 

@@ -154,7 +154,8 @@ class EndPipeline(_Entry):
         run: it.
         state, failure: how it ended, and why.
         by_steps: the reasons of the steps that failed stand for `failure`, if there are any.
-        last: name of the step with which it succeeded if no step failed, whatever `state` says.
+        last: name of the step with which it succeeded if no step failed, whatever `state` says;
+            empty where that no step failed will do.
         ended: when, in ms.
     """
 

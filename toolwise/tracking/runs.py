@@ -106,7 +106,7 @@ def end_pipeline_run(
         cancelled: somebody ended it, which makes it `KILLED` rather than `FAILED`.
         by_steps: where steps failed, their reasons stand for `failure`.
         last: with `by_steps`, the step that a run which succeeded has finished, for where `failure`
-            does not say that it failed.
+            does not say that it failed; empty for any.
         uri: see `Connection`.
     """
     connection = Connection(uri)
