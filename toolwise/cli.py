@@ -779,18 +779,17 @@ def promote(
     from toolwise.profile import load_profile
     from toolwise.promotion.judging import judge
     from toolwise.promotion.policy import GatePolicy
-    from toolwise.steps.functions import RUN_ID_FILE
+    from toolwise.steps.functions import evaluation_run
 
     thresholds = GatePolicy.load(policy) if policy else load_profile(profile).promote
     if dry_run:
-        run_id_file = challenger / RUN_ID_FILE
         judged = judge(
             _registry(profile),
             thresholds,
             challenger,
             baseline,
             model=model,
-            run_id=run_id_file.read_text() if run_id_file.exists() else None,
+            run_id=evaluation_run(challenger),
             champion=champion,
         )
         stdout.print(Text(judged.decision.explain()), soft_wrap=True)

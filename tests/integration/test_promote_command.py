@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import pytest
 from kfp import dsl
 from kfp.dsl.types import artifact_types
@@ -17,7 +19,9 @@ from typer.testing import CliRunner
 from components.promote.component import promote
 from toolwise import tracking
 from toolwise.cli import app
+from toolwise.errors import BackendError
 from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, summarise, write_scores
+from toolwise.profile import load_profile
 from toolwise.promotion.lineage import read_lineage
 from toolwise.promotion.registry import Registry
 from toolwise.steps.functions import RUN_ID_FILE
@@ -51,6 +55,7 @@ def evaluation(
     redundant: int = 0,
     benchmark: str = "ab" * 32,
     checkpoint: str | None = None,
+    of: Path | None = None,
 ) -> Path:
     """Of 200 items half need a call and get one; of the others the first `redundant` get one."""
     folder.mkdir()
@@ -73,7 +78,7 @@ def evaluation(
     (folder / "samples.jsonl").write_text("")
     parent = tracking.start_pipeline_run("promoting", "run", uri=uri)
     with tracking.step(parent, "evaluate hdpo", uri=uri) as run:
-        run.evaluation("hdpo", folder, folder / "scores.jsonl", folder)
+        run.evaluation("hdpo", folder, folder / "scores.jsonl", of or folder)
     (folder / RUN_ID_FILE).write_text(run.run_id)
     return folder
 
@@ -222,6 +227,61 @@ def test_a_step_cut_off_after_the_promotion_decides_the_same_again(uri: str, tmp
     assert decided[2] == decided[1]
     assert decided[1]["champion"] == "1"
     assert len(toolwise("decisions").splitlines()) == 3
+
+
+def test_a_step_that_fails_before_the_aliases_move_has_promoted_nothing(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    challenger, out = evaluation(uri, tmp_path / "e"), tmp_path / "decision.json"
+    promoting = (
+        *("promote", "--model", tmp_path / "model", "--challenger", challenger),
+        *("--baseline", challenger, "--out", out),
+    )
+
+    def away(*_: object) -> None:
+        raise BackendError("MLflow is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "describe", away)
+        assert "MLflow is away" in refused(*promoting)
+    name = "test_a_step_that_fails_before_the_aliases_move_has_promoted_nothing"
+    client = MlflowClient(uri)
+    assert client.get_registered_model(name).aliases == {}
+    assert toolwise("decisions").count("\n") == 1
+    toolwise(*promoting)
+    assert json.loads(out.read_text())["decision"] == "promote"
+    [version] = client.search_model_versions(f"name = '{name}'")
+    assert client.get_registered_model(name).aliases == {"champion": version.version}
+
+
+def test_a_card_longer_than_a_description_is_a_file_and_its_short_form_the_description(
+    uri: str, tmp_path: Path
+):
+    run = tracking.PipelineRun("promoting", "with all settings of the demo")
+    profile = load_profile("demo")
+    with tracking.step(run, "train-hdpo", params=profile.hdpo, uri=uri) as step:
+        step.writes_model(tmp_path / "model", "hdpo")
+    challenger = evaluation(uri, tmp_path / "e", of=tmp_path / "model")
+    toolwise(
+        *("promote", "--model", tmp_path / "model", "--challenger", challenger),
+        *("--baseline", challenger, "--out", tmp_path / "decision.json"),
+    )
+    name = "test_a_card_longer_than_a_description_is_a_file_and_its_short_form_the_description"
+    client = MlflowClient(uri)
+    text = client.get_model_version_by_alias(name, "champion").description or ""
+    assert len(text) <= 5000
+    [address] = re.findall(r"in the whole card, `(runs:/\w+/model_card\.md)`", text)
+    card = Path(mlflow.artifacts.download_artifacts(address, dst_path=str(tmp_path / "card")))
+    assert "| w_tool | 0.15 |" in card.read_text()
+
+
+def test_an_evaluation_that_is_on_no_run_is_explained_but_not_registered(uri: str, tmp_path: Path):
+    folder = evaluation(uri, tmp_path / "e")
+    (folder / RUN_ID_FILE).unlink()
+    judging = ("promote", "--challenger", folder, "--baseline", folder)
+    assert "promote (greedy answers" in toolwise(*judging, "--dry-run")
+    told = refused(*judging, "--model", tmp_path / "model", "--out", tmp_path / "decision.json")
+    assert "no mlflow_run file, which names the MLflow run of the evaluation" in told
 
 
 def test_without_dry_run_the_model_and_the_place_are_asked_for(uri: str, tmp_path: Path):

@@ -93,10 +93,10 @@ class Registry:
         )
         return str(created.version)
 
-    def describe(self, version: str, card: str, tags: Mapping[str, str]) -> None:
-        """Give `version` its model card, which MLflow shows as its description, and tags."""
+    def describe(self, version: str, description: str, tags: Mapping[str, str]) -> None:
+        """Give `version` its description, the short form of the model card, and tags."""
         request = self._connection.request
-        request(lambda client: client.update_model_version(self.name, version, card))
+        request(lambda client: client.update_model_version(self.name, version, description))
         for key, value in {**tags, "toolwise.profile": self.name}.items():
             self._tag(version, key, value)
 
