@@ -115,6 +115,16 @@ def test_a_decision_is_explained_and_nothing_changes(uri: str, tmp_path: Path):
     assert "upper bound 0.0370 is not at most 0.01" in told
 
 
+def test_an_explanation_leaves_not_even_an_empty_registry(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = evaluation(uri, tmp_path / "e")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
+    told = toolwise("promote", "--dry-run", "--challenger", folder, "--baseline", folder)
+    assert "promote (greedy answers" in told
+    assert not (tmp_path / "new").exists()
+
+
 def test_promoted_overtaken_and_put_back(uri: str, tmp_path: Path):
     first, second = (evaluation(uri, tmp_path / name) for name in ("first", "second"))
     for number, challenger in enumerate((first, second), 1):

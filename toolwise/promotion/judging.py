@@ -51,7 +51,7 @@ def judge(
     measured = Evaluation.read(challenger)
     if model is not None:
         _refuse_other_checkpoint(measured, challenger, model)
-    standing = registry.standing()
+    standing = registry.seen()
     number, reference = standing.champion, None
     if number is not None:
         reference = registry.version(number)

@@ -101,8 +101,12 @@ class Registry:
             self._tag(version, key, value)
 
     def standing(self) -> Standing:
-        """Who is champion; a decision is made against this."""
+        """Who is champion; a promotion that was cut off is finished first."""
         return self._succession.standing()
+
+    def seen(self) -> Standing:
+        """Who is champion; a decision is made against this, and nothing changes."""
+        return self._succession.seen()
 
     def record(
         self, version: str, decision: Decision, standing: Standing | None = None
@@ -112,14 +116,13 @@ class Registry:
         Args:
             version: what was judged.
             decision: how.
-            standing: against whom, as `standing` said before it was judged; by default at this
-                moment.
+            standing: against whom, as `seen` said before it was judged; by default at this moment.
 
         Returns:
             The decision as it stands: a promotion becomes a rejection with that reason where
             another version has become champion in the meantime.
         """
-        standing = standing or self.standing()
+        standing = standing or self.seen()
         if decision.decision == "promote" and standing.champion != version:
             taken = self._succession.move(
                 standing,
@@ -137,6 +140,7 @@ class Registry:
         if decision.decision == "reject":
             why = "\n".join(decision.reasons)
             self._succession.note(entry("reject", version, standing.champion, why))
+        self._succession.settle()  # a promotion that was cut off may be this version's own
         self._tag(version, DECISION_TAG, decision.decision)
         self._tag(version, REASONS_TAG, "\n".join(decision.reasons)[:5000])
         return decision
@@ -151,7 +155,7 @@ class Registry:
         Raises:
             BackendError: its scores are gone from its run.
         """
-        number = self.standing().champion
+        number = self.seen().champion
         return None if number is None else self.version(number)
 
     def version(self, number: str) -> RegisteredVersion:
