@@ -24,12 +24,19 @@ from toolwise.evaluation.metrics import (
     item_means,
     summarise,
 )
-from toolwise.evaluation.statistics import paired_bootstrap, wilson_interval
+from toolwise.evaluation.statistics import (
+    mean_upper_bound,
+    paired_differences,
+    wilson_interval,
+)
 from toolwise.promotion.evidence import Evaluation
 from toolwise.promotion.policy import GatePolicy
 from toolwise.storage import atomic_file
 
 Reference = Literal["champion", "baseline"]
+
+MOST_LOST = 1.0
+"""The accuracy that an item can lose at most."""
 
 _ROUNDING = 1e-9
 """A bound that equals its threshold passes, whatever the last bit of a float says."""
@@ -312,13 +319,12 @@ def _accuracy_drop(
         return item_means(rows, lambda row: row.correct)
 
     try:
-        difference = paired_bootstrap(
-            accuracy(challenger), accuracy(compared), confidence=policy.confidence
-        )
+        gained = paired_differences(accuracy(challenger), accuracy(compared))
     except InputError as error:
         return _Evidence(gap=f"cannot be compared with the {reference}: {error}")
-    # Subtracting from zero keeps "no difference" from reading -0.
-    return _Evidence(0.0 - difference.value, 0.0 - difference.lower_bound, difference.count)
+    lost = 0.0 - gained  # so that "no difference" does not read -0
+    bound = mean_upper_bound(lost, MOST_LOST, policy.confidence)
+    return _Evidence(float(lost.mean()), bound, len(lost))
 
 
 def _judge(policy: GatePolicy, group: str, name: str, evidence: _Evidence) -> Criterion:

@@ -36,7 +36,7 @@ class GatePolicy(BaseModel):
     stage before) must not exceed it."""
 
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Of the two-sided Wilson intervals and of the one-sided bootstrap bound."""
+    """Of the two-sided Wilson intervals and of the one-sided bound of the accuracy lost."""
 
     min_items: int = Field(default=50, ge=1)
     """A criterion that rests on fewer items fails, and so does a benchmark with fewer."""
