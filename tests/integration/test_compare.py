@@ -118,7 +118,32 @@ def test_runs_on_other_items_are_marked():
     text = console.export_text()
     assert "two *" in text
     assert "one *" not in text
-    assert "not comparable" in text
+    assert "* not comparable with the first run: it answered other items (b2, here b1)" in text
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (
+            {"settings": {"counterfactual_samples": 1}},
+            "it was measured with counterfactual_samples 1, here with 8",
+        ),
+        (
+            {"metric_version": 2},
+            "it was measured by version 2 of the metrics, here by version 1 of the metrics",
+        ),
+    ],
+)
+def test_runs_that_were_measured_otherwise_are_marked_with_the_reason(other: dict, why: str):
+    console = Console(width=80, record=True, file=io.StringIO())
+    known = metrics(10) | {"metric_version": 1, "settings": {"counterfactual_samples": 8}}
+    print_comparison(
+        [Compared("one", "sft", known), Compared("two", "sft", known | other)], console
+    )
+    text = console.export_text()
+    assert "two *" in text
+    assert "one *" not in text
+    assert f"* not comparable with the first run: {why}" in text
 
 
 def test_the_plot_names_every_run_and_stage():

@@ -119,6 +119,16 @@ def test_the_champion_is_the_reference_where_there_is_one():
         ),
         (population(100, 100)[:-1], population(100, 100), "1 items lack greedy answers or have"),
         (population(100, 100)[1:], population(100, 100), "1 items lack greedy answers or have"),
+        (
+            [*population(100, 100), population(100, 100)[0]],
+            population(100, 100),
+            "item math-0 has its greedy answer 0 more than once",
+        ),
+        (
+            [*population(100, 100), replace(population(100, 100)[0], sample=1)],
+            population(100, 100),
+            "199 items lack greedy answers or have fewer greedy or tools-off answers than the rest",
+        ),
     ],
 )
 def test_what_cannot_be_judged_is_rejected_with_the_reason(

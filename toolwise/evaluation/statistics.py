@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,7 +168,8 @@ def mean_upper_bound(
     def missing(mean: float) -> float:
         return _share_above(distinct, counts, mean) - (1 - confidence)
 
-    return float(brentq(missing, distinct[0], highest, xtol=1e-10))
+    bound: Any = brentq(missing, distinct[0], highest, xtol=1e-10)
+    return float(bound)
 
 
 def _share_above(
