@@ -298,16 +298,14 @@ def compare(
     out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("compare.svg"),
 ) -> None:
     """Compare the checkpoints of runs in MLflow: accuracy against tool rates."""
-    from pipelines.local import tracking_uri
     from toolwise.evaluation.report.comparison import Compared, comparison_plot, print_comparison
-    from toolwise.profile import load_profile
+    from toolwise.steps.running import experiment_name
     from toolwise.storage import atomic_file
     from toolwise.tracking import Connection
     from toolwise.tracking.evaluations import read_evaluations
 
-    name = load_profile(profile).name
-    connection = Connection(tracking_uri(Path("runs") / name))
-    found = read_evaluations(connection, name, runs or ())
+    _name_tracking(profile)
+    found = read_evaluations(Connection(), experiment_name(), runs or ())
     compared = [Compared(one.run, one.stage, one.metrics) for one in found]
     mode = "sampled" if sampled else "greedy"
     print_comparison(compared, stdout, mode)
@@ -841,16 +839,22 @@ def decisions(profile: ProfileOption = "demo") -> None:
 
 def _registry(profile: str) -> Registry:
     """The profile's registered model, where its pipeline keeps it."""
-    from pipelines.local import tracking_uri
-    from toolwise.profile import load_profile
     from toolwise.promotion.registry import Registry
     from toolwise.steps.running import experiment_name
     from toolwise.tracking import Connection
 
+    _name_tracking(profile)
+    return Registry(experiment_name(), Connection())
+
+
+def _name_tracking(profile: str) -> None:
+    """Let the environment name MLflow and the experiment, as the profile's pipeline does."""
+    from pipelines.local import tracking_uri
+    from toolwise.profile import load_profile
+
     name = load_profile(profile).name
     os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(Path("runs") / name))
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", name)
-    return Registry(experiment_name(), Connection())
 
 
 @app.command(rich_help_panel=STEP)

@@ -97,11 +97,12 @@ def test_a_run_that_is_not_there_is_named_with_those_that_are(uri: str):
 
 def test_the_command_prints_the_table_and_writes_the_plot(uri: str, tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "toolwise.cli", "compare", "one", "--profile", "smoke"],
+        [sys.executable, "-m", "toolwise.cli", "compare", "one"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"MLFLOW_TRACKING_URI": uri, "COLUMNS": "80"},
+        env=os.environ
+        | {"MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": "smoke", "COLUMNS": "80"},
     )
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]

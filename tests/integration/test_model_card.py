@@ -222,6 +222,35 @@ def test_a_description_of_very_much_data_is_cut_between_lines(trained: Trained, 
     assert rest == "The rest is in the whole card."
 
 
+def test_a_checkpoint_that_leaves_the_machine_is_logged_with_its_address(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.setenv("TOOLWISE_WORK", str(tmp_path))
+    digests: dict[str, str] = {}
+
+    def train(step: Step) -> dict[str, Path]:
+        checkpoint = step.folder / "checkpoint"
+        checkpoint.mkdir()
+        (checkpoint / "weights").write_text(step.settings)
+        digests[step.settings] = content_digest(checkpoint)
+        return {"checkpoint": checkpoint}
+
+    client, found = MlflowClient(mlflow_uri), {}
+    for address in ("s3://bucket/run/checkpoint", str(tmp_path / "published")):
+        settings = json.dumps({"to": address})
+        perform(linked(train), "train-hdpo", settings, 0, {}, address=address)
+        experiment = client.get_experiment_by_name("toolwise")
+        assert experiment is not None
+        [model] = client.search_logged_models(
+            [experiment.experiment_id], f"tags.`toolwise.digest` = '{digests[settings]}'"
+        )
+        found[address] = model.params["checkpoint"]
+    remote, local = found.values()
+    assert remote == "s3://bucket/run/checkpoint"
+    assert local.startswith(str(tmp_path / "train-hdpo"))
+
+
 @pytest.mark.parametrize(
     ("curve", "last"),
     [('{"step": 1, "loss": 0.5}\n{"step": 25, "loss": 0.1}\n{"step": 25}\n', 25), (None, 0)],

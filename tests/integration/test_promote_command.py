@@ -150,10 +150,11 @@ def test_promoted_overtaken_and_put_back(uri: str, tmp_path: Path):
     first, second = (evaluation(uri, tmp_path / name) for name in ("first", "second"))
     for number, challenger in enumerate((first, second), 1):
         out = tmp_path / f"decision-{number}.json"
-        toolwise(
+        told = toolwise(
             *("promote", "--model", tmp_path / "model", "--challenger", challenger),
             *("--baseline", stage_before(first), "--out", out),
         )
+        assert "promote (greedy answers, items abababababab" in told
         assert json.loads(out.read_text())["decision"] == "promote"
     told = toolwise("rollback", "--reason", "latency doubled")
     assert "Version 1 of test_promoted_overtaken_and_put_back is the champion again" in told

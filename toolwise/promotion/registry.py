@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
 
 from toolwise.errors import BackendError, InputError
 from toolwise.evaluation.metrics import OVERALL
@@ -75,9 +76,6 @@ class Registry:
         request = self._connection.request
         self._succession.found()
         query = f"name='{self.name}' and run_id='{run_id}'"
-        for existing in request(lambda client: client.search_model_versions(query)):
-            if _checkpoint(existing) == checkpoint:
-                return str(existing.version)
         run = request(lambda client: client.get_run(run_id))
         tags = {k: f"{v:.4f}" for k, v in run.data.metrics.items() if f"/{OVERALL}/" in k}
         tags[CHECKPOINT_TAG] = checkpoint
@@ -86,12 +84,15 @@ class Registry:
         )
         is_folder = "://" not in checkpoint
         source = f"models:/{model_id}" if is_folder and model_id else checkpoint
-        created = request(
-            lambda client: client.create_model_version(
-                self.name, source, run_id, tags, model_id=model_id
-            )
-        )
-        return str(created.version)
+
+        def find_or_create(client: MlflowClient) -> ModelVersion:
+            # Also when the request is repeated: only the reply to the first may have been lost.
+            for existing in client.search_model_versions(query):
+                if _checkpoint(existing) == checkpoint:
+                    return existing
+            return client.create_model_version(self.name, source, run_id, tags, model_id=model_id)
+
+        return str(request(find_or_create).version)
 
     def describe(self, version: str, description: str, tags: Mapping[str, str]) -> None:
         """Give `version` its description, the short form of the model card, and tags."""

@@ -209,13 +209,8 @@ def evaluate(step: Step) -> Outputs:
     return {"evaluation": folder}
 
 
-def promote(step: Step, address: str = "") -> Outputs:
-    """Decide, register the checkpoint, and crown it if it passed.
-
-    Args:
-        step: it.
-        address: where the checkpoint stands once this machine is gone; its folder without.
-    """
+def promote(step: Step) -> Outputs:
+    """Decide, register the checkpoint, and crown it if it passed."""
     from toolwise.promotion.judging import judge
     from toolwise.promotion.lineage import read_lineage
     from toolwise.promotion.model_card import description, model_card
@@ -241,7 +236,7 @@ def promote(step: Step, address: str = "") -> Outputs:
         run_id=run_id,
         champion=step.inputs.get("champion"),
     )
-    source = address or str(step.path("model"))
+    source = step.address or str(step.path("model"))
     version = registry.register(run_id, source)
     lineage = read_lineage(connection, run_id)
     metrics = json.loads((challenger / "metrics.json").read_text(encoding="utf-8"))
@@ -259,6 +254,7 @@ def promote(step: Step, address: str = "") -> Outputs:
     decision = registry.record(version, *judged)
     if decision != judged.decision:  # another version was promoted meanwhile
         state(decision)
+    print(decision.explain())
     step.run.artifact(card)
     step.run.artifact(file)
     return {"decision": file}
@@ -365,6 +361,7 @@ def run_step(
     stage: str = "",
     again: bool = False,
     sink: EventSink | None = None,
+    address: str = "",
     **inputs: str,
 ) -> FinishedStep:
     """Run a step, or find it done by an earlier run with the same code, settings and inputs.
@@ -376,6 +373,7 @@ def run_step(
         stage: the checkpoint an evaluation is of.
         again: do it even if an earlier run did.
         sink: who hears of its progress; by default whom the environment names.
+        address: where its checkpoint is published; see `perform`.
         inputs: paths by input name.
 
     Raises:
@@ -383,7 +381,8 @@ def run_step(
     """
     label = f"{name} {stage}".rstrip()
     again = again or name in ALWAYS_DONE_AGAIN
-    return perform(STEPS[name], label, settings, seed, inputs, again=again, sink=sink)
+    work = STEPS[name]
+    return perform(work, label, settings, seed, inputs, again=again, sink=sink, address=address)
 
 
 def run_answers(
@@ -408,12 +407,10 @@ def run_promotion(settings: str, seed: int, *, address: str, **inputs: str) -> F
     Args:
         settings: section `promote` of the profile, as JSON.
         seed: the run's seed.
-        address: of the checkpoint. A pod reads it from a folder, which goes with the pod; on one
-            machine both are the same.
+        address: of the checkpoint; see `perform`.
         inputs: paths by input name.
     """
-    remote = address if "://" in address else ""
-    return perform(partial(promote, address=remote), "promote", settings, seed, inputs)
+    return perform(promote, "promote", settings, seed, inputs, address=address)
 
 
 _SUCCEEDED = frozenset({"SUCCEEDED", "COMPLETE", "CACHED"})
