@@ -16,4 +16,5 @@ def base_model(settings: str, seed: int, model: dsl.Output[dsl.Model]):
     """
     from toolwise.steps import run_step
 
-    model.metadata.update(run_step("base-model", settings, seed).publish(model=model.path))
+    step = run_step("base-model", settings, seed, address=model.uri)
+    model.metadata.update(step.publish(model=model.path))

@@ -27,6 +27,12 @@ def train_hdpo(
     from toolwise.steps import run_step
 
     step = run_step(
-        "train-hdpo", settings, seed, model=model.path, curated=curated.path, corpus=corpus.path
+        "train-hdpo",
+        settings,
+        seed,
+        address=checkpoint.uri,
+        model=model.path,
+        curated=curated.path,
+        corpus=corpus.path,
     )
     checkpoint.metadata.update(step.publish(checkpoint=checkpoint.path))

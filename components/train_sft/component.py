@@ -24,5 +24,12 @@ def train_sft(
     """
     from toolwise.steps import run_step
 
-    step = run_step("train-sft", settings, seed, model=model.path, curated=curated.path)
+    step = run_step(
+        "train-sft",
+        settings,
+        seed,
+        address=checkpoint.uri,
+        model=model.path,
+        curated=curated.path,
+    )
     checkpoint.metadata.update(step.publish(checkpoint=checkpoint.path))

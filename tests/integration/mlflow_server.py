@@ -101,6 +101,9 @@ def s3_environment() -> dict[str, str]:
 class Proxy:
     """Stands in front of a server, passes every request on, and does to the reply as it is told.
 
+    `away` closes every connection without passing anything on; `paths` and `bodies` hold what was
+    passed on, in order.
+
     Args:
         uri: of the server.
         spoil: called with the path of each request that was answered; True closes the connection
@@ -109,11 +112,16 @@ class Proxy:
 
     def __init__(self, uri: str, spoil: Callable[[str], bool]) -> None:
         self.paths: list[str] = []
+        self.bodies: list[bytes] = []
+        self.away = False
         proxy, target = self, urlsplit(uri)
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def _pass_on(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if proxy.away:
+                    self.close_connection = True
+                    return
                 server = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
                 server.request(self.command, self.path, body, headers)
@@ -121,6 +129,7 @@ class Proxy:
                 content = reply.read()
                 server.close()
                 proxy.paths.append(self.path.partition("?")[0])
+                proxy.bodies.append(body)
                 if spoil(self.path):
                     self.close_connection = True
                     return

@@ -97,11 +97,12 @@ def test_a_run_that_is_not_there_is_named_with_those_that_are(uri: str):
 
 def test_the_command_prints_the_table_and_writes_the_plot(uri: str, tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "toolwise.cli", "compare", "one", "--profile", "smoke"],
+        [sys.executable, "-m", "toolwise.cli", "compare", "one"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"MLFLOW_TRACKING_URI": uri, "COLUMNS": "80"},
+        env=os.environ
+        | {"MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": "smoke", "COLUMNS": "80"},
     )
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -118,7 +119,32 @@ def test_runs_on_other_items_are_marked():
     text = console.export_text()
     assert "two *" in text
     assert "one *" not in text
-    assert "not comparable" in text
+    assert "* not comparable with the first run: it answered other items (b2, here b1)" in text
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (
+            {"settings": {"counterfactual_samples": 1}},
+            "it was measured with counterfactual_samples 1, here with 8",
+        ),
+        (
+            {"metric_version": 2},
+            "it was measured by version 2 of the metrics, here by version 1 of the metrics",
+        ),
+    ],
+)
+def test_runs_that_were_measured_otherwise_are_marked_with_the_reason(other: dict, why: str):
+    console = Console(width=80, record=True, file=io.StringIO())
+    known = metrics(10) | {"metric_version": 1, "settings": {"counterfactual_samples": 8}}
+    print_comparison(
+        [Compared("one", "sft", known), Compared("two", "sft", known | other)], console
+    )
+    text = console.export_text()
+    assert "two *" in text
+    assert "one *" not in text
+    assert f"* not comparable with the first run: {why}" in text
 
 
 def test_the_plot_names_every_run_and_stage():

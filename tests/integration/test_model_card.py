@@ -1,24 +1,28 @@
 """The lineage of a registered version, as MLflow has it, and the card made of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from mlflow.tracking import MlflowClient
 from pyarrow import parquet
+from pydantic import BaseModel
 
 from toolwise import tracking
 from toolwise.evaluation.metrics import RolloutScore, summarise, write_scores
+from toolwise.profile import load_profile, profile_names
 from toolwise.promotion.gate import decide
-from toolwise.promotion.lineage import Lineage, read_lineage
-from toolwise.promotion.model_card import model_card
+from toolwise.promotion.lineage import Lineage, Stage, UsedData, read_lineage
+from toolwise.promotion.model_card import LONGEST_DESCRIPTION, description, model_card
 from toolwise.promotion.policy import GatePolicy
 from toolwise.promotion.registry import Registry
 from toolwise.steps import Step, perform
 from toolwise.steps.lineage import licence, linked
 from toolwise.storage import content_digest
 from toolwise.tracking import PipelineRun
+from toolwise.tracking.runs import _flat
 
 SCORES = [
     RolloutScore(
@@ -139,12 +143,112 @@ def test_a_registered_version_carries_its_card_and_its_lineage(
     registry = Registry("card", tracking.Connection(mlflow_uri))
     version = registry.register(trained.evaluation, "s3://models/sft")
     registry.describe(version, "# card", lineage.tags())
+    digest = content_digest(trained.data)[:32]
     stored = MlflowClient(mlflow_uri).get_model_version("card", version)
     assert stored.description == "# card"
     assert stored.run_id == trained.evaluation
     assert stored.tags["toolwise.digest"] == content_digest(trained.sft)
     assert stored.tags["toolwise.git_commit"] == lineage.evaluation.commit
-    assert stored.tags["toolwise.data.curated.parquet"] == content_digest(trained.data)[:32]
+    for step in ("train-sft", "evaluate sft"):
+        assert stored.tags[f"toolwise.data.{step}/curated.parquet"] == digest
+
+
+def test_data_files_of_one_name_keep_a_digest_for_each_step(lineage: Lineage):
+    curated = UsedData("curated.parquet", "1" * 32, "training", 10)
+    sft, base = lineage.trainings
+    hdpo = replace(sft, name="train-hdpo", data=(replace(curated, digest="2" * 32),))
+    tags = replace(lineage, trainings=(hdpo, replace(sft, data=(curated,)), base)).tags()
+    assert tags["toolwise.data.train-hdpo/curated.parquet"] == "2" * 32
+    assert tags["toolwise.data.train-sft/curated.parquet"] == "1" * 32
+
+
+def of_profile(name: str) -> Lineage:
+    """What a pipeline run of a profile puts on record: all settings, and data of every step."""
+    profile = load_profile(name)
+
+    def stage(step: str, settings: BaseModel, *files: str) -> Stage:
+        data = tuple(UsedData(file, "d" * 32, "training", 10_000) for file in files)
+        params = {"seed": "0", **dict(_flat(settings))}
+        return Stage(step, "b" * 32, "c" * 40, params, data, "e" * 64, "apache-2.0")
+
+    return Lineage(
+        "f" * 32,
+        "m-" + "0" * 32,
+        stage("evaluate hdpo", profile.evaluate, "benchmark.parquet"),
+        (
+            stage("train-hdpo", profile.hdpo, "curated.parquet", "corpus.jsonl"),
+            stage("train-sft", profile.sft, "curated.parquet"),
+            stage("base-model", profile.base),
+        ),
+    )
+
+
+@pytest.mark.parametrize("profile", profile_names())
+def test_the_description_of_a_version_fits_mlflows_database_and_leads_to_the_card(profile: str):
+    lineage = of_profile(profile)
+    scores = [
+        replace(row, task_id=f"{ability}-{row.task_id}", ability=ability, mode=mode)
+        for ability in ("perception", "math", "search")
+        for row in SCORES
+        for mode in (("greedy", "sampled") if row.mode == "greedy" else ("tools_off",))
+    ]
+    metrics = {
+        **{mode: summarise(scores, mode) for mode in ("greedy", "sampled")},
+        "items": 600,
+        "solvable": 300,
+        "settings": {"counterfactual_samples": 8},
+    }
+    decision = decide(GatePolicy(), scores, baseline=scores)
+    known = (profile, lineage, metrics, decision, "s3://models/runs/1/hdpo")
+    assert len(model_card(*known)) > LONGEST_DESCRIPTION
+    text = description(*known, "runs:/1/model_card.md")
+    assert len(text) <= LONGEST_DESCRIPTION
+    assert "in the whole card, `runs:/1/model_card.md`" in text
+    assert all(criterion.why in text for criterion in decision.criteria)
+    assert "says: apache-2.0." in text
+    assert f"| train-hdpo | training | curated.parquet | 10000 | `{'d' * 32}` |" in text
+    assert "| Accuracy | 1.00 [0.99, 1.00] (600) |" in text
+
+
+def test_a_description_of_very_much_data_is_cut_between_lines(trained: Trained, lineage: Lineage):
+    sft, base = lineage.trainings
+    files = tuple(UsedData(f"part-{n:03}.parquet", "d" * 32, "training", 1) for n in range(200))
+    much = replace(lineage, trainings=(replace(sft, data=files), base))
+    text = description("card", much, trained.metrics, DECISION, "s3://m", "runs:/1/model_card.md")
+    assert len(text) <= LONGEST_DESCRIPTION
+    *_, last, _, rest = text.splitlines()
+    assert last.startswith("| train-sft | training | part-")
+    assert last.endswith(" |")
+    assert rest == "The rest is in the whole card."
+
+
+def test_a_checkpoint_that_leaves_the_machine_is_logged_with_its_address(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.setenv("TOOLWISE_WORK", str(tmp_path))
+    digests: dict[str, str] = {}
+
+    def train(step: Step) -> dict[str, Path]:
+        checkpoint = step.folder / "checkpoint"
+        checkpoint.mkdir()
+        (checkpoint / "weights").write_text(step.settings)
+        digests[step.settings] = content_digest(checkpoint)
+        return {"checkpoint": checkpoint}
+
+    client, found = MlflowClient(mlflow_uri), {}
+    for address in ("s3://bucket/run/checkpoint", str(tmp_path / "published")):
+        settings = json.dumps({"to": address})
+        perform(linked(train), "train-hdpo", settings, 0, {}, address=address)
+        experiment = client.get_experiment_by_name("toolwise")
+        assert experiment is not None
+        [model] = client.search_logged_models(
+            [experiment.experiment_id], f"tags.`toolwise.digest` = '{digests[settings]}'"
+        )
+        found[address] = model.params["checkpoint"]
+    remote, local = found.values()
+    assert remote == "s3://bucket/run/checkpoint"
+    assert local.startswith(str(tmp_path / "train-hdpo"))
 
 
 @pytest.mark.parametrize(

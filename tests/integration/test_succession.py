@@ -156,6 +156,55 @@ def test_a_promotion_that_was_killed_before_the_aliases_moved_is_finished_by_the
     assert aliases(client, registry) == {"champion": second, "previous": first}
 
 
+def test_to_look_at_an_unfinished_promotion_says_who_will_be_champion_and_changes_nothing(
+    registry: Registry, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = (registered(registry, client) for _ in range(2))
+    registry.record(first, PROMOTE)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Succession, "_set_aliases", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registry.record(second, PROMOTE)
+    seen = registry.seen()
+    assert (seen.champion, seen.previous) == (second, first)
+    assert aliases(client, registry) == {"champion": first}
+    # The step that was cut off is run again, and finishes its own promotion.
+    registry.record(second, PROMOTE, seen)
+    assert aliases(client, registry) == {"champion": second, "previous": first}
+
+
+@pytest.mark.parametrize("late", ["previous", "champion"])
+def test_an_alias_request_that_arrives_after_the_next_promotion_does_not_stay(
+    registry: Registry,
+    client: MlflowClient,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    late: str,
+):
+    """A's request for an alias is on its way while B promotes from start to end."""
+    other = Registry(registry.name, Connection(uri))
+    zero, first, second = (registered(registry, client) for _ in range(3))
+    registry.record(zero, PROMOTE)
+    request = Connection.request
+    waiting = [late]
+
+    def overtaken(connection: Connection, call: Any) -> Any:
+        if waiting and "_set_aliases" in call.__qualname__ and call.__defaults__[0] == waiting[0]:
+            waiting.clear()
+            other.record(second, PROMOTE, other.standing())
+        return request(connection, call)
+
+    monkeypatch.setattr(Connection, "request", overtaken)
+    assert registry.record(first, PROMOTE).decision == "promote"
+    assert not waiting
+    assert [entry.champion for entry in registry.decisions()] == [zero, first, second]
+    assert aliases(client, registry) == {"champion": second, "previous": first}
+
+
 def test_an_alias_that_a_person_moved_stays_where_it_is(registry: Registry, client: MlflowClient):
     first, second = (registered(registry, client) for _ in range(2))
     registry.record(first, PROMOTE)
@@ -194,3 +243,17 @@ def test_a_log_that_somebody_wrote_to_is_named(registry: Registry, client: Mlflo
     client.log_param(run_id, "note", "by hand")
     with pytest.raises(BackendError, match=f"run {run_id} is no decision log"):
         registry.standing()
+
+
+def test_a_password_in_the_address_is_in_no_error(
+    registry: Registry, client: MlflowClient, uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    registry.record(registered(registry, client), PROMOTE)
+    run_id = client.get_registered_model(registry.name).tags["toolwise.decisions"]
+    client.log_param(run_id, "note", "by hand")
+    connection = Connection(uri)
+    connection.client  # noqa: B018  # made, and then called by another address
+    monkeypatch.setattr(connection, "uri", "postgresql://mlflow:secret@db.example.org/mlflow")
+    with pytest.raises(BackendError, match=r"mlflow:\*\*\*@db.example.org/mlflow: run") as caught:
+        Registry(registry.name, connection).standing()
+    assert "secret" not in str(caught.value)

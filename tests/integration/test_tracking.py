@@ -2,8 +2,10 @@
 
 import http.server
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +123,58 @@ def test_a_step_whose_process_was_killed_is_marked_when_it_runs_again(
         pass
     assert client.get_run(killed.run_id).info.status == "KILLED"
     assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_step_that_is_still_running_is_not_marked_by_another_of_its_name(
+    client: MlflowClient, parent: str, uri: str
+):
+    with tracking.step(parent, "train_hdpo", uri=uri) as first:
+        first.flush()
+        with tracking.step(parent, "train_hdpo", uri=uri) as second:
+            second.flush()
+        running = client.get_run(first.run_id)
+        assert running.info.status == "RUNNING"
+        assert tracking.FAILURE_TAG not in running.data.tags
+    for run in (first, second):
+        assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_an_attempt_at_other_work_is_not_marked_although_its_spool_is_elsewhere(
+    client: MlflowClient, parent: str, uri: str
+):
+    """As of two variants of a training in pods of their own, each with a disk of its own."""
+    killed = (
+        "import os, shutil, signal; from toolwise import tracking\n"
+        f"with tracking.step({parent!r}, 'train', attempt='{{}}', uri={uri!r}) as run:\n"
+        "    run.flush(); shutil.rmtree(os.environ['TOOLWISE_SPOOL'])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    experiment = client.get_run(parent).info.experiment_id
+
+    def status(attempt: str) -> list[str]:
+        tagged = f"tags.`toolwise.attempt` = '{attempt}'"
+        return [run.info.status for run in client.search_runs([experiment], tagged)]
+
+    with tempfile.TemporaryDirectory() as folder:
+        for attempt in ("w_tool 0.15", "w_tool 0.3"):
+            environment = os.environ | {"TOOLWISE_SPOOL": f"{folder}/{attempt}"}
+            command = [sys.executable, "-c", killed.format(attempt)]
+            assert subprocess.run(command, env=environment).returncode == -9
+    with tracking.step(parent, "train", attempt="w_tool 0.3", uri=uri):
+        pass
+    assert status("w_tool 0.15") == ["RUNNING"]
+    assert sorted(status("w_tool 0.3")) == ["FINISHED", "KILLED"]
+
+
+def test_a_run_that_was_marked_and_finishes_after_all_has_no_failure(
+    client: MlflowClient, parent: str, uri: str
+):
+    with tracking.step(parent, "train", uri=uri) as run:
+        client.set_tag(run.run_id, tracking.FAILURE_TAG, "the process was killed")
+        client.set_terminated(run.run_id, "KILLED")
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert tracking.FAILURE_TAG not in stored.data.tags
 
 
 def test_processes_that_log_at_once_lose_nothing(client: MlflowClient, parent: str, uri: str):

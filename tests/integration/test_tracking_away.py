@@ -1,5 +1,6 @@
 """A real MLflow server that is killed, slow, or loses its replies, while a step goes on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from mlflow_server import MlflowServer, Proxy
 
 from toolwise import tracking
 from toolwise.errors import BackendError
-from toolwise.tracking import PipelineRun
+from toolwise.promotion.registry import Registry
+from toolwise.tracking import Connection, PipelineRun
 from toolwise.tracking.spool import SPOOL_VARIABLE
 
 DIES = """
@@ -141,6 +143,78 @@ def test_metrics_arrive_in_the_order_they_were_logged(
             run.flush()
             assert steps_of(client, run.run_id, "loss") == list(range(number + 1))
     assert batches == 16
+
+
+def test_what_was_queued_while_the_server_was_away_is_sent_in_the_order_it_was_logged(
+    proxy: Callable[..., Proxy], quick: None
+):
+    between = proxy(lambda _: False)
+    with tracking.step(PipelineRun("queued", "run"), "train", uri=between.uri) as run:
+        run.flush()
+        between.away = True
+        run.params({"rate": 0.5})
+        for number in range(3):
+            run.log({"loss": 1.0}, number)
+        run.tag("note", "a")
+        run.log({"loss": 1.0}, 3)
+        run.tag("note", "b")
+        run.params({"late": 1})
+        with pytest.raises(BackendError):
+            run.flush()
+        between.away = False
+        before = len(between.paths)
+        run.flush()
+    told: list[object] = []
+    for path, body in zip(between.paths[before:], between.bodies[before:], strict=True):
+        if path.endswith("log-batch"):
+            batch = json.loads(body)
+            told.append([metric["step"] for metric in batch.get("metrics", [])])
+            told.append([param["key"] for param in batch.get("params", [])])
+        elif path.endswith("set-tag"):
+            told.append(json.loads(body)["value"])
+    assert [one for one in told if one] == [["rate"], [0, 1, 2], "a", [3], "b", ["late"]]
+
+
+def test_a_step_that_ended_while_the_server_was_away_is_not_marked_as_killed_by_the_next(
+    mlflow_server: MlflowServer, proxy: Callable[..., Proxy], quick: None
+):
+    between = proxy(lambda _: False)
+    run_of = PipelineRun("ended", "run")
+    with tracking.step(run_of, "train", uri=between.uri) as first:
+        first.flush()
+        between.away = True
+        first.log({"loss": 0.5}, 1)
+    client = MlflowClient(mlflow_server.uri)
+    assert client.get_run(first.run_id).info.status == "RUNNING"
+    between.away = False
+    with tracking.step(run_of, "train", uri=between.uri):
+        pass
+    assert not [
+        body for body in between.bodies if b"KILLED" in body or b"the process was killed" in body
+    ]
+    stored = client.get_run(first.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.data.metrics == {"loss": 0.5}
+    assert tracking.FAILURE_TAG not in stored.data.tags
+
+
+def test_a_version_whose_registration_got_no_reply_is_registered_once(
+    mlflow_server: MlflowServer, proxy: Callable[..., Proxy], quick: None
+):
+    lost: list[str] = []
+
+    def lose_the_first_creation(path: str) -> bool:
+        if lost or not path.endswith("model-versions/create"):
+            return False
+        lost.append(path)
+        return True
+
+    connection = Connection(proxy(lose_the_first_creation).uri)
+    run_id = connection.client.create_run("0").info.run_id
+    version = Registry("registered-once", connection).register(run_id, "s3://bucket/model")
+    assert lost
+    found = MlflowClient(mlflow_server.uri).search_model_versions("name = 'registered-once'")
+    assert [str(one.version) for one in found] == [version]
 
 
 def test_what_mlflow_refuses_for_good_is_kept_aside_and_the_rest_goes_on(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from toolwise.errors import InputError
+from toolwise.evaluation.comparability import AnswerSettings
 from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, write_scores
 from toolwise.promotion.evidence import Evaluation
 from toolwise.promotion.gate import decide_on
@@ -26,7 +27,22 @@ def frugal_scores() -> list[RolloutScore]:
     return rows
 
 
-SOUND = Evaluation(frugal_scores(), DIGEST, METRIC_VERSION, ITEMS, {"vstar": 140, "treebench": 60})
+SETTINGS = AnswerSettings(
+    samples=0,
+    counterfactual_samples=1,
+    counterfactual_temperature=0.7,
+    counterfactual_top_p=0.8,
+    max_tokens=512,
+    max_turns=4,
+)
+SOUND = Evaluation(
+    frugal_scores(),
+    DIGEST,
+    METRIC_VERSION,
+    ITEMS,
+    {"vstar": 140, "treebench": 60},
+    settings=SETTINGS,
+)
 
 
 def test_a_sound_evaluation_is_promoted_and_the_decision_says_on_what():
@@ -47,6 +63,13 @@ def test_a_sound_evaluation_is_promoted_and_the_decision_says_on_what():
         ({}, {"metric_version": 2}, "version 2 of the metrics, and this is 1"),
         ({}, {"items": None}, "does not say how many items"),
         ({}, {"items": 201}, "200 items have scores, and 201 were to be answered"),
+        ({}, {"settings": AnswerSettings()}, "does not say how many tools_off answers"),
+        (
+            {},
+            {"settings": SETTINGS.model_copy(update={"counterfactual_samples": 8})},
+            "200 items do not have the 8 tools_off answers that the settings ask for (first: 0, "
+            "which has 1)",
+        ),
         ({"benchmarks": ["mathvista"]}, {}, "mathvista is missing (answered: treebench, vstar)"),
         ({"benchmarks": ["vstar"]}, {"sources": None}, "vstar is missing (answered: none is"),
         (
@@ -73,6 +96,18 @@ def test_an_evaluation_that_is_no_evidence_is_rejected_with_the_reason(
         ({"benchmark": "cd" * 32}, "it answered other items (cdcdcdcdcdcd, here abababababab)"),
         ({"metric_version": 7}, "measured by version 7 of the metrics, here by version 1"),
         ({"metric_version": None}, "measured by metrics without a version, here by version 1"),
+        (
+            {"settings": SETTINGS.model_copy(update={"counterfactual_samples": 8})},
+            "it was measured with counterfactual_samples 8, here with 1",
+        ),
+        (
+            {"settings": SETTINGS.model_copy(update={"counterfactual_temperature": 1.0})},
+            "it was measured with counterfactual_temperature 1, here with 0.7",
+        ),
+        (
+            {"settings": AnswerSettings()},
+            "it was measured with counterfactual_samples unknown, here with 1",
+        ),
     ],
 )
 def test_a_champion_or_baseline_measured_otherwise_is_a_rejection(
@@ -84,6 +119,13 @@ def test_a_champion_or_baseline_measured_otherwise_is_a_rejection(
         assert decision.decision == "reject"
         assert decision.reference == next(iter(reference))
         assert any(reason in why for why in decision.reasons), decision.reasons
+
+
+def test_the_number_of_sampled_answers_matters_where_they_are_judged():
+    other = replace(SOUND, settings=SETTINGS.model_copy(update={"samples": 4}))
+    assert SOUND.unlike(other, GatePolicy()) is None
+    why = "it was measured with samples 4, here with 0"
+    assert SOUND.unlike(other, GatePolicy(mode="sampled")) == why
 
 
 def test_a_policy_may_ask_for_the_stage_before_where_the_champion_cannot_be_compared():
@@ -112,13 +154,21 @@ def test_an_evaluation_is_read_and_what_it_does_not_say_is_none(tmp_path: Path):
         "items": ITEMS,
         "sources": {"vstar": 200},
         "checkpoint": "c1" * 32,
+        "settings": {**SETTINGS.model_dump(), "batch_size": 256},
     }
     (tmp_path / "metrics.json").write_text(json.dumps(facts))
     assert Evaluation.read(tmp_path) == replace(SOUND, sources={"vstar": 200}, checkpoint="c1" * 32)
     (tmp_path / "metrics.json").write_text("{}")
     bare = Evaluation.read(tmp_path)
     assert replace(bare, scores=()) == Evaluation((), None, None, None, None, None)
-    for text in ("{", "[]", '{"benchmark": 7}', '{"sources": ["vstar"]}', '{"items": "200"}'):
+    for text in (
+        "{",
+        "[]",
+        '{"benchmark": 7}',
+        '{"sources": ["vstar"]}',
+        '{"items": "200"}',
+        '{"settings": 8}',
+    ):
         (tmp_path / "metrics.json").write_text(text)
         with pytest.raises(InputError, match=r"metrics\.json: not the metrics of an evaluation"):
             Evaluation.read(tmp_path)

@@ -5,32 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gate_population import TEMPLATE, population
 
 from toolwise.errors import InputError
 from toolwise.evaluation.metrics import RolloutScore
 from toolwise.promotion.gate import Criterion, Decision, GatePolicy, decide
-
-TEMPLATE = RolloutScore("", "math", "greedy", 0, True, 0, 0, 10, 1.0, 0.0, "7")
-
-
-def population(
-    solvable: int,
-    unsolvable: int,
-    redundant: int = 0,
-    abstained: int = 0,
-    wrong: int = 0,
-    ability: str = "math",
-) -> list[RolloutScore]:
-    """Greedy and tools-off rows: `redundant` of the solvable items have a call, `abstained` of the
-    others have none, the first `wrong` items are answered wrongly."""
-    rows: list[RolloutScore] = []
-    for i in range(solvable + unsolvable):
-        needs_tool = i >= solvable
-        calls = i - solvable >= abstained if needs_tool else i < redundant
-        item = replace(TEMPLATE, task_id=f"{ability}-{i}", ability=ability)
-        rows.append(replace(item, tool_calls=int(calls), correct=i >= wrong))
-        rows += [replace(item, mode="tools_off", sample=k, correct=not needs_tool) for k in (0, 1)]
-    return rows
 
 
 def criterion(decision: Decision, name: str, group: str = "overall") -> Criterion:
@@ -82,10 +61,13 @@ def test_a_model_that_calls_by_reflex_is_rejected():
 
 
 @pytest.mark.parametrize(("wrong_of_50", "verdict"), [(0, "pass"), (1, "pass"), (2, "fail")])
-def test_an_accuracy_drop_equal_to_the_allowed_one_passes_and_a_larger_one_fails(
+def test_an_accuracy_drop_whose_bound_is_the_allowed_one_passes_and_a_larger_one_fails(
     wrong_of_50: int, verdict: str
 ):
-    # Every item loses the same share, 0, .02 or .04, so every resample has that mean.
+    # Every item loses the same share s, 0, .02 or .04. The pseudo-item loses all and weighs
+    # Beta(1, 120), so that the bound is s + (1 - s)·(1 - .05^(1/120)).
+    weight = 1 - 0.05 ** (1 / 120)
+
     def sampled(wrong: int) -> list[RolloutScore]:
         items = [row for row in population(60, 60) if row.mode == "tools_off"]
         for i in range(120):
@@ -93,20 +75,23 @@ def test_an_accuracy_drop_equal_to_the_allowed_one_passes_and_a_larger_one_fails
             items += [replace(item, sample=k, correct=k >= wrong) for k in range(50)]
         return items
 
-    policy = GatePolicy(mode="sampled", accuracy_drop_max=0.02, redundant_call_rate_max=0.1)
+    allowed = 0.02 + 0.98 * weight
+    policy = GatePolicy(mode="sampled", accuracy_drop_max=allowed, redundant_call_rate_max=0.1)
     decision = decide(policy, sampled(wrong_of_50), champion=sampled(0))
     drop = criterion(decision, "accuracy_drop")
     assert drop.verdict == verdict
-    assert drop.bound == pytest.approx(wrong_of_50 / 50)
+    lost = wrong_of_50 / 50
+    assert drop.bound == pytest.approx(lost + (1 - lost) * weight)
     assert drop.count == 120
 
 
 def test_a_lucky_point_value_does_not_pass_where_the_bound_fails():
-    # One item of 120 lost: .0083 is below .02, but the 95% bound is 3/120 (Poisson(1) ≤ 3: .981).
+    # One item of 120 lost: .0083 is below .02. The 95% bound b of Clopper and Pearson solves
+    # (1 - b)^120 + 120·b·(1 - b)^119 = .05: b = .0389.
     decision = decide(GatePolicy(), population(60, 60, wrong=1), champion=population(60, 60))
     drop = criterion(decision, "accuracy_drop")
     assert drop.value == pytest.approx(1 / 120)
-    assert drop.bound == pytest.approx(3 / 120)
+    assert drop.bound == pytest.approx(0.0389, abs=1e-4)
     assert drop.verdict == "fail"
 
 
@@ -134,6 +119,16 @@ def test_the_champion_is_the_reference_where_there_is_one():
         ),
         (population(100, 100)[:-1], population(100, 100), "1 items lack greedy answers or have"),
         (population(100, 100)[1:], population(100, 100), "1 items lack greedy answers or have"),
+        (
+            [*population(100, 100), population(100, 100)[0]],
+            population(100, 100),
+            "item math-0 has its greedy answer 0 more than once",
+        ),
+        (
+            [*population(100, 100), replace(population(100, 100)[0], sample=1)],
+            population(100, 100),
+            "199 items lack greedy answers or have fewer greedy or tools-off answers than the rest",
+        ),
     ],
 )
 def test_what_cannot_be_judged_is_rejected_with_the_reason(

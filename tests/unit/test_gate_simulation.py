@@ -1,15 +1,15 @@
 """The simulation is the gate's own arithmetic, and the page shows what it gives."""
 
-from dataclasses import replace
 from math import comb
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gate_population import population
 
 from toolwise.errors import InputError
-from toolwise.evaluation.metrics import RolloutScore
 from toolwise.markdown import filled
-from toolwise.promotion.gate import Decision, decide
+from toolwise.promotion.gate import MOST_LOST, Decision, decide
 from toolwise.promotion.policy import GatePolicy
 from toolwise.promotion.simulation import (
     accepts_accuracy,
@@ -20,23 +20,10 @@ from toolwise.promotion.simulation import (
     passes_redundant,
 )
 from toolwise.promotion.simulation_page import PLACE, main
+from toolwise.statistics import mean_upper_bound
 
 PAGE = Path(__file__).parents[2] / "docs" / "gate.md"
 POLICY = GatePolicy()
-
-
-def population(
-    solvable: int, unsolvable: int, redundant: int = 0, abstained: int = 0, wrong: int = 0
-) -> list[RolloutScore]:
-    """Greedy and tools-off rows: `redundant` of the solvable items have a call, `abstained` of the
-    others have none, the first `wrong` items are answered wrongly."""
-    rows: list[RolloutScore] = []
-    for i in range(solvable + unsolvable):
-        needs_tool = i >= solvable
-        calls = int(i - solvable >= abstained if needs_tool else i < redundant)
-        row = RolloutScore(f"{i}", "math", "greedy", 0, i >= wrong, calls, 0, 9, 0.5, 0.0, "7")
-        rows += [row, replace(row, mode="tools_off", correct=not needs_tool)]
-    return rows
 
 
 def verdict(decision: Decision, name: str) -> bool:
@@ -104,12 +91,45 @@ def test_the_chance_to_keep_ones_accuracy_is_the_trinomial_one():
         for gained in range(13)
         if accepts_accuracy(POLICY, gained, lost, 60)
     )
-    assert passes_accuracy(POLICY, 0.1, 60) == pytest.approx(by_hand, abs=1e-3)
+    assert passes_accuracy(POLICY, 0.05, 0.05, 60) == pytest.approx(by_hand, abs=1e-3)
+
+
+@pytest.mark.parametrize("gained", [0.0, 0.01, 0.05])
+def test_a_model_that_has_lost_as_much_as_the_policy_allows_passes_once_in_twenty_at_most(
+    gained: float,
+):
+    allowed = POLICY.accuracy_drop_max
+    for items in (50, 75, 149, 150, 200, 236, 300, 500, 1000):
+        assert passes_accuracy(POLICY, gained + allowed, gained, items) <= 1 - POLICY.confidence
+
+
+def test_nothing_lost_on_few_items_is_no_evidence():
+    # 0.98^148 = .0503, 0.98^149 = .0493.
+    assert not accepts_accuracy(POLICY, 0, 0, 148)
+    assert accepts_accuracy(POLICY, 0, 0, 149)
+
+
+@pytest.mark.parametrize(
+    ("values", "chances"),
+    [
+        ([0.0, 0.25], [0.92, 0.08]),  # a quarter of the answers to 8% of the items
+        ([-0.5, 0.0, 0.25, 0.5, 1.0], [0.02, 0.90, 0.04, 0.02, 0.02]),
+    ],
+)
+def test_a_mean_of_several_answers_an_item_is_held_to_the_same_level(
+    values: list[float], chances: list[float]
+):
+    assert np.dot(values, chances) >= POLICY.accuracy_drop_max
+    rng = np.random.default_rng(7)
+    drawn = rng.choice(values, (400, 200), p=chances)
+    passed = np.mean([mean_upper_bound(losses, MOST_LOST) <= 0.02 for losses in drawn])
+    # 5% and two standard errors of 400 draws.
+    assert passed <= 0.072
 
 
 def test_the_page_shows_what_the_command_gives(tmp_path: Path):
     page = PAGE.read_text()
-    assert page.count("| 300 |") == 3
+    assert page.count("| 300 |") == 4
     copy, drawn = tmp_path / "gate.md", tmp_path / "gate.svg"
     copy.write_text(filled(page, {PLACE: "old"}))
     assert copy.read_text().count("| 300 |") == 0

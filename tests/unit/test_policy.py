@@ -50,6 +50,23 @@ def test_schema_and_model_accept_the_same_policies(text: str, valid: bool, tmp_p
             GatePolicy.load(path)
 
 
+@pytest.mark.parametrize("text", ["false", "0", "[]", "''"])
+def test_what_is_no_mapping_is_no_policy(text: str, tmp_path: Path):
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"policy\.yaml: policy: "):
+        GatePolicy.load(path)
+    path.write_text("# everything as it is by default\n")
+    assert GatePolicy.load(path) == GatePolicy()
+
+
+def test_a_setting_that_stands_twice_is_refused(tmp_path: Path):
+    path = tmp_path / "policy.yaml"
+    path.write_text("min_items: 100\nmode: greedy\nmin_items: 1\n")
+    with pytest.raises(InputError, match="min_items stands twice"):
+        GatePolicy.load(path)
+
+
 def test_what_is_no_text_is_no_policy(tmp_path: Path):
     path = tmp_path / "policy.yaml"
     path.write_bytes(b"mode: \xff")

@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta
 from statsmodels.stats.proportion import proportion_confint
 
 from toolwise.errors import InputError
-from toolwise.statistics import mean_interval, paired_bootstrap, wilson_interval
+from toolwise.statistics import (
+    mean_interval,
+    mean_upper_bound,
+    paired_bootstrap,
+    wilson_interval,
+)
 
 
 def test_wilson_of_8_in_10_is_the_value_worked_out_by_hand():
@@ -52,11 +58,10 @@ def test_mean_interval_of_one_value_is_refused():
 
 def test_bootstrap_of_one_loss_in_three_items_has_the_bounds_worked_out_by_hand():
     # The resampled mean is 0, -1/3, -2/3, -1 with probability 8/27, 12/27, 6/27, 1/27. From below
-    # that is .037, .259, .704, 1: the 2.5% quantile is -1, the 5% quantile -2/3, the 97.5% one 0.
+    # that is .037, .259, .704, 1: the 2.5% quantile is -1, the 97.5% one 0.
     lost = paired_bootstrap({"a": 0, "b": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}, resamples=200_000)
     assert lost.value == pytest.approx(-1 / 3)
     assert lost.low == pytest.approx(-1)
-    assert lost.lower_bound == pytest.approx(-2 / 3)
     assert lost.high == pytest.approx(0)
     assert lost.count == 3
 
@@ -73,7 +78,6 @@ def test_bootstrap_agrees_with_resampling_item_by_item():
     assert result.value == pytest.approx(differences.mean())
     assert result.low == pytest.approx(np.quantile(naive, 0.025), abs=0.005)
     assert result.high == pytest.approx(np.quantile(naive, 0.975), abs=0.005)
-    assert result.lower_bound == pytest.approx(np.quantile(naive, 0.05), abs=0.005)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
@@ -83,7 +87,7 @@ def test_bootstrap_does_not_depend_on_the_order_of_items_and_its_bounds_are_orde
     ours = {str(i): float(a) for i, (a, _) in enumerate(pairs)}
     theirs = {str(i): float(b) for i, (_, b) in enumerate(pairs)}
     result = paired_bootstrap(ours, theirs, resamples=500)
-    assert result.low <= result.lower_bound <= result.high
+    assert result.low <= result.value <= result.high
     assert result == paired_bootstrap(dict(reversed(ours.items())), theirs, resamples=500)
 
 
@@ -92,3 +96,40 @@ def test_bootstrap_needs_the_same_items_and_says_which_differ():
         paired_bootstrap({"a": 1, "x": 1, "y": 1}, {"a": 1, "b": 1})
     with pytest.raises(InputError, match="at least one item"):
         paired_bootstrap({}, {})
+
+
+def test_the_bound_of_no_loss_is_the_one_worked_out_by_hand():
+    # None lost of n is as likely as 5% where 0.95 = 1 - (1 - bound)^n.
+    assert mean_upper_bound(np.zeros(149), 1.0) == pytest.approx(1 - 0.05 ** (1 / 149), abs=1e-8)
+    assert mean_upper_bound(np.zeros(1), 1.0) == pytest.approx(0.95, abs=1e-8)
+
+
+@given(
+    st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    st.sampled_from([0.8, 0.9, 0.95, 0.99]),
+)
+def test_the_bound_of_a_share_is_the_exact_binomial_one(draw: tuple[int, int], confidence: float):
+    lost, count = draw
+    values = np.array([1.0] * lost + [0.0] * (count - lost))
+    expected = beta.ppf(confidence, lost + 1, count - lost) if lost < count else 1.0
+    assert mean_upper_bound(values, 1.0, confidence) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_bound_of_unequal_values_is_the_quantile_of_the_weighted_mean():
+    rng = np.random.default_rng(5)
+    values = rng.choice([-1.0, -0.25, 0.0, 0.25, 0.5], 80, p=[0.05, 0.1, 0.7, 0.1, 0.05])
+    weights = rng.dirichlet(np.ones(81), 200_000)
+    drawn = weights @ np.append(values, 1.0)
+    assert mean_upper_bound(values, 1.0) == pytest.approx(np.quantile(drawn, 0.95), abs=5e-4)
+
+
+@given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=1, max_size=60))
+def test_the_bound_lies_between_the_mean_and_the_highest_value(drawn: list[float]):
+    values = np.array(drawn)
+    assert values.mean() <= mean_upper_bound(values, 1.0, 0.9) <= 1.0
+
+
+def test_values_above_the_highest_one_have_no_bound():
+    for values in (np.array([0.5, 2.0]), np.array([])):
+        with pytest.raises(ValueError, match="at most 1 are needed"):
+            mean_upper_bound(values, 1.0)

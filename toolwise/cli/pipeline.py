@@ -126,16 +126,15 @@ def compare(
     out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("compare.svg"),
 ) -> None:
     """Compare the checkpoints of runs in MLflow: accuracy against tool rates."""
-    from pipelines.local import tracking_uri
-    from toolwise.profile import load_profile
+    from toolwise.cli.registry import name_tracking
     from toolwise.report.comparison import Compared, comparison_plot, print_comparison
+    from toolwise.steps.running import experiment_name
     from toolwise.storage import atomic_file
     from toolwise.tracking import Connection
     from toolwise.tracking.evaluations import read_evaluations
 
-    name = load_profile(profile).name
-    connection = Connection(tracking_uri(Path("runs") / name))
-    found = read_evaluations(connection, name, runs or ())
+    name_tracking(profile)
+    found = read_evaluations(Connection(), experiment_name(), runs or ())
     compared = [Compared(one.run, one.stage, one.metrics) for one in found]
     mode = "sampled" if sampled else "greedy"
     print_comparison(compared, stdout, mode)

@@ -54,18 +54,17 @@ def promote(
     from toolwise.profile import load_profile
     from toolwise.promotion.judging import judge
     from toolwise.promotion.policy import GatePolicy
-    from toolwise.steps.functions import RUN_ID_FILE
+    from toolwise.steps.functions import evaluation_run
 
     thresholds = GatePolicy.load(policy) if policy else load_profile(profile).promote
     if dry_run:
-        run_id_file = challenger / RUN_ID_FILE
         judged = judge(
             _registry(profile),
             thresholds,
             challenger,
             baseline,
             model=model,
-            run_id=run_id_file.read_text() if run_id_file.exists() else None,
+            run_id=evaluation_run(challenger),
             champion=champion,
         )
         stdout.print(Text(judged.decision.explain()), soft_wrap=True)
@@ -117,13 +116,19 @@ def decisions(profile: ProfileOption = "demo") -> None:
 
 def _registry(profile: str) -> Registry:
     """The profile's registered model, where its pipeline keeps it."""
-    from pipelines.local import tracking_uri
-    from toolwise.profile import load_profile
     from toolwise.promotion.registry import Registry
     from toolwise.steps.running import experiment_name
     from toolwise.tracking import Connection
 
+    name_tracking(profile)
+    return Registry(experiment_name(), Connection())
+
+
+def name_tracking(profile: str) -> None:
+    """Let the environment name MLflow and the experiment, as the profile's pipeline does."""
+    from pipelines.local import tracking_uri
+    from toolwise.profile import load_profile
+
     name = load_profile(profile).name
     os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(Path("runs") / name))
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", name)
-    return Registry(experiment_name(), Connection())

@@ -72,6 +72,13 @@ def entry(
     )
 
 
+class Move(NamedTuple):
+    """An entry that moves the champion, and its number in the log."""
+
+    number: int
+    entry: Entry
+
+
 class Written(NamedTuple):
     """What a log holds.
 
@@ -84,10 +91,16 @@ class Written(NamedTuple):
     applied: int
 
     @property
-    def last_move(self) -> tuple[int, Entry] | None:
-        """Number and entry of the last move of the champion."""
-        moves = [(n, e) for n, e in enumerate(self.entries, 1) if e.champion is not None]
+    def last_move(self) -> Move | None:
+        """The last move of the champion."""
+        moves = [Move(n, e) for n, e in enumerate(self.entries, 1) if e.champion is not None]
         return moves[-1] if moves else None
+
+    @property
+    def unfinished(self) -> Move | None:
+        """The last move, where the aliases do not show it yet."""
+        move = self.last_move
+        return move if move and move.number > self.applied else None
 
 
 class DecisionLog:
@@ -130,7 +143,7 @@ class DecisionLog:
             return Written(entries, int(data.tags.get(_APPLIED_TAG, 0)))
         except (KeyError, ValueError) as error:
             raise BackendError(
-                f"MLflow at {self._connection.uri}: run {self.run_id} is no decision log: {error}"
+                f"{self._connection.name}: run {self.run_id} is no decision log: {error}"
             ) from error
 
     def append(self, number: int, new: Entry) -> bool:

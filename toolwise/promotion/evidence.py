@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from toolwise.errors import InputError
+from toolwise.evaluation.comparability import (
+    SHOWN,
+    AnswerSettings,
+    Measurement,
+    unlike,
+    version_of_metrics,
+)
 from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, read_scores
 from toolwise.promotion.policy import GatePolicy
 
-_SHOWN = 12
-"""Characters of a digest that a person is shown."""
 
-
-class _Facts(BaseModel):
+class _Facts(Measurement):
     """What `metrics.json` says of these; see `Evaluation`."""
-
-    model_config = ConfigDict(strict=True)
 
     checkpoint: str | None = None
     model: dict[str, str] | None = None
-    benchmark: str | None = None
-    metric_version: int | None = None
     items: int | None = None
     sources: dict[str, int] | None = None
 
@@ -43,6 +44,7 @@ class Evaluation:
         sources: benchmark name → its items.
         checkpoint: digest of the model that answered; of a served one its name and address.
         model: name and address of a served one; None of a checkpoint that was loaded.
+        settings: how the answers were given.
     """
 
     scores: Sequence[RolloutScore]
@@ -52,6 +54,7 @@ class Evaluation:
     sources: Mapping[str, int] | None
     checkpoint: str | None = None
     model: Mapping[str, str] | None = None
+    settings: AnswerSettings = field(default_factory=AnswerSettings)
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
@@ -73,16 +76,18 @@ class Evaluation:
             yield "the evaluation does not say which items were answered (no benchmark digest)"
         elif policy.dataset and not self.benchmark.startswith(policy.dataset):
             yield (
-                f"measured on the items {self.benchmark[:_SHOWN]}, and the policy takes those of "
-                f"{policy.dataset[:_SHOWN]} only"
+                f"measured on the items {self.benchmark[:SHOWN]}, and the policy takes those of "
+                f"{policy.dataset[:SHOWN]} only"
             )
         if self.metric_version != METRIC_VERSION:
-            yield f"measured by {_version(self.metric_version)}, and this is {METRIC_VERSION}"
+            version = version_of_metrics(self.metric_version)
+            yield f"measured by {version}, and this is {METRIC_VERSION}"
         answered = len({row.task_id for row in self.scores})
         if self.items is None:
             yield "the evaluation does not say how many items there were to answer"
         elif answered != self.items:
             yield f"{answered} items have scores, and {self.items} were to be answered"
+        yield from self._miscounted(policy)
         for name in policy.benchmarks:
             found = (self.sources or {}).get(name, 0)
             if not found:
@@ -94,24 +99,24 @@ class Evaluation:
                     f"{policy.min_items}"
                 )
 
-    def unlike(self, other: Evaluation) -> str | None:
+    def unlike(self, other: Evaluation, policy: GatePolicy) -> str | None:
         """Why the two cannot be compared item by item, in words; None where they can."""
-        if self.benchmark != other.benchmark:
-            return (
-                f"it answered other items ({_digest(other.benchmark)}, here "
-                f"{_digest(self.benchmark)})"
-            )
-        if self.metric_version != other.metric_version:
-            return (
-                f"it was measured by {_version(other.metric_version)}, here by "
-                f"{_version(self.metric_version)}"
-            )
-        return None
+        return "; ".join(unlike(other, self, policy.mode)) or None
 
-
-def _version(version: int | None) -> str:
-    return "metrics without a version" if version is None else f"version {version} of the metrics"
-
-
-def _digest(digest: str | None) -> str:
-    return "unknown ones" if digest is None else digest[:_SHOWN]
+    def _miscounted(self, policy: GatePolicy) -> Iterator[str]:
+        """Items with more or fewer answers than the settings say were to be given."""
+        wanted = {"tools_off": self.settings.counterfactual_samples}
+        if policy.mode == "sampled":
+            wanted["sampled"] = self.settings.samples
+        given = Counter((row.task_id, row.mode) for row in self.scores)
+        for mode, number in wanted.items():
+            if number is None:
+                yield f"the evaluation does not say how many {mode} answers there were to be"
+                continue
+            wrong = {i: n for (i, m), n in given.items() if m == mode and n != number}
+            if wrong:
+                first = min(wrong)
+                yield (
+                    f"{len(wrong)} items do not have the {number} {mode} answers that the settings "
+                    f"ask for (first: {first}, which has {wrong[first]})"
+                )

@@ -26,10 +26,13 @@ from toolwise.evaluation.metrics import (
 )
 from toolwise.promotion.evidence import Evaluation
 from toolwise.promotion.policy import GatePolicy
-from toolwise.statistics import paired_bootstrap, wilson_interval
+from toolwise.statistics import mean_upper_bound, paired_differences, wilson_interval
 from toolwise.storage import atomic_file
 
 Reference = Literal["champion", "baseline"]
+
+MOST_LOST = 1.0
+"""The accuracy that an item can lose at most."""
 
 _ROUNDING = 1e-9
 """A bound that equals its threshold passes, whatever the last bit of a float says."""
@@ -177,8 +180,8 @@ def decide_on(
 ) -> Decision:
     """Hold an evaluation against the policy.
 
-    An evaluation of other items or by other metrics than the policy's, the champion's or the
-    baseline's is rejected with that reason, whatever its scores say.
+    An evaluation of other items, or by other metrics or settings, than the policy's, the champion's
+    or the baseline's is rejected with that reason, whatever its scores say.
 
     Args:
         policy: the thresholds.
@@ -188,11 +191,11 @@ def decide_on(
             there is no champion, or where the policy says so of one that cannot be compared.
         version: the champion's in the registry.
     """
-    unlike = challenger.unlike(champion) if champion else None
+    unlike = challenger.unlike(champion, policy) if champion else None
     if unlike and policy.incomparable_champion == "baseline":
         champion, version, unlike = None, None, None
     if not champion and baseline:
-        unlike = challenger.unlike(baseline)
+        unlike = challenger.unlike(baseline, policy)
     decision = decide(
         policy,
         challenger.scores,
@@ -200,7 +203,7 @@ def decide_on(
         baseline.scores if baseline else None,
     )
     if unlike:
-        remedy = "evaluate both on the same items with the same release"
+        remedy = "evaluate both on the same items with the same settings and release"
         why = f"the {decision.reference} cannot be compared with: {unlike}; {remedy}"
         decision = decision.rejected("evidence", why)
     for fault in challenger.faults(policy):
@@ -261,7 +264,7 @@ def _criteria(
     compared: Sequence[RolloutScore],
     reference: Reference | None,
 ) -> Iterator[Criterion]:
-    gap = _counterfactual_gap(challenger, policy.mode)
+    gap = _gap(challenger, policy.mode)
     for group, metrics in summarise(challenger, policy.mode).items():
         if group != OVERALL and not policy.per_ability:
             continue
@@ -271,20 +274,31 @@ def _criteria(
         yield _judge(policy, group, "accuracy_drop", drop)
 
 
-def _counterfactual_gap(scores: Sequence[RolloutScore], mode: ToolsOnMode) -> str | None:
-    """What keeps call rates from meaning anything: every item needs the same k tools-off rows."""
-    tools_on = {row.task_id for row in scores if row.mode == mode}
+def _gap(scores: Sequence[RolloutScore], mode: ToolsOnMode) -> str | None:
+    """What keeps call rates from meaning anything.
+
+    Every item needs as many answers as the others, in `mode` and without tools, each once.
+    """
+    answers = Counter((row.task_id, row.mode, row.sample) for row in scores)
+    item, twice, number = max(answers, key=answers.__getitem__, default=("", mode, 0))
+    if answers[item, twice, number] > 1:
+        return f"item {item} has its {twice} answer {number} more than once"
+    tools_on = Counter(row.task_id for row in scores if row.mode == mode)
     tools_off = Counter(row.task_id for row in scores if row.mode == "tools_off")
     if not tools_on:
         return f"no {mode} answers"
     if not tools_off:
         return "no tools-off answers, so which items need a tool is not known"
-    most = max(tools_off.values())
-    uneven = (tools_on ^ tools_off.keys()) | {i for i, k in tools_off.items() if k < most}
+    uneven = {
+        item
+        for item in tools_on | tools_off
+        for given in (tools_on, tools_off)
+        if given[item] < max(given.values())
+    }
     if uneven:
         return (
-            f"{len(uneven)} items lack {mode} answers or have fewer tools-off answers than the "
-            f"rest (first: {min(uneven)})"
+            f"{len(uneven)} items lack {mode} answers or have fewer {mode} or tools-off answers "
+            f"than the rest (first: {min(uneven)})"
         )
     return None
 
@@ -312,13 +326,12 @@ def _accuracy_drop(
         return item_means(rows, lambda row: row.correct)
 
     try:
-        difference = paired_bootstrap(
-            accuracy(challenger), accuracy(compared), confidence=policy.confidence
-        )
+        gained = paired_differences(accuracy(challenger), accuracy(compared))
     except InputError as error:
         return _Evidence(gap=f"cannot be compared with the {reference}: {error}")
-    # Subtracting from zero keeps "no difference" from reading -0.
-    return _Evidence(0.0 - difference.value, 0.0 - difference.lower_bound, difference.count)
+    lost = 0.0 - gained  # so that "no difference" does not read -0
+    bound = mean_upper_bound(lost, MOST_LOST, policy.confidence)
+    return _Evidence(float(lost.mean()), bound, len(lost))
 
 
 def _judge(policy: GatePolicy, group: str, name: str, evidence: _Evidence) -> Criterion:

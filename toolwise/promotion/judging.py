@@ -45,13 +45,15 @@ def judge(
 
     Raises:
         InputError: an evaluation cannot be read, or it is of another checkpoint than `model`, or
-            `champion` of another than the champion's.
+            `champion` of another than the champion's, or `baseline` of the challenger itself.
         BackendError: MLflow cannot be reached, or the champion's scores are gone.
     """
     measured = Evaluation.read(challenger)
     if model is not None:
         _refuse_other_checkpoint(measured, challenger, model)
-    standing = registry.standing()
+    before = Evaluation.read(baseline)
+    _refuse_itself(measured, before, baseline)
+    standing = registry.seen()
     number, reference = standing.champion, None
     if number is not None:
         reference = registry.version(number)
@@ -65,7 +67,7 @@ def judge(
         policy,
         measured,
         evaluation,
-        Evaluation.read(baseline),
+        before,
         version=number,
     )
     return Judged(decision, standing)
@@ -74,15 +76,24 @@ def judge(
 def _refuse_other_checkpoint(evaluation: Evaluation, folder: Path, model: Path) -> None:
     """Refuse scores of another checkpoint than `model`.
 
-    Which one a server had loaded cannot be known, and evaluations of older versions do not say.
+    Which one a server had loaded cannot be known.
     """
-    if evaluation.checkpoint is None or evaluation.model is not None:
+    if evaluation.model is not None:
         return
     own = content_digest(model)
     if evaluation.checkpoint != own:
         raise InputError(
             f"{folder}: an evaluation of {_named(evaluation.checkpoint)}, and {model} is {own}; "
             "evaluate that one, or name the checkpoint that was evaluated"
+        )
+
+
+def _refuse_itself(challenger: Evaluation, baseline: Evaluation, folder: Path) -> None:
+    """Refuse to compare a checkpoint with itself: no accuracy could be lost."""
+    if challenger.checkpoint is not None and challenger.checkpoint == baseline.checkpoint:
+        raise InputError(
+            f"{folder}: an evaluation of {_named(baseline.checkpoint)}, which is the challenger; "
+            "the baseline is the stage that it was trained from"
         )
 
 

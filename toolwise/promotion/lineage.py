@@ -60,9 +60,16 @@ class Lineage:
     trainings: tuple[Stage, ...]
 
     def tags(self) -> dict[str, str]:
-        """What a registered version carries of it."""
+        """What a registered version carries of it.
+
+        Data is named by the step that read it and its file: two steps may read files of one name.
+        """
         stages = (self.evaluation, *self.trainings)
-        data = {f"toolwise.data.{d.name}": d.digest for stage in stages for d in stage.data}
+        data = {
+            f"toolwise.data.{stage.name}/{used.name}": used.digest
+            for stage in stages
+            for used in stage.data
+        }
         facts = {
             "toolwise.pipeline_run": self.pipeline_run,
             "toolwise.git_commit": self.evaluation.commit,

@@ -1,4 +1,8 @@
-"""The model card of a registered version, in Markdown: what to know before using the model."""
+"""The model card of a registered version, in Markdown: what to know before using the model.
+
+The card is a file of the run that judged the model. The version's description is a short form of
+it, because MLflow's database keeps 5000 characters of a description.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ from toolwise.evaluation.metrics import OVERALL, Metric, Summary
 from toolwise.markdown import table
 from toolwise.promotion.gate import Decision
 from toolwise.promotion.lineage import Lineage, Stage
+
+LONGEST_DESCRIPTION = 5000
+"""Characters of a description that MLflow's database keeps; PostgreSQL refuses longer ones."""
 
 _SETTINGS = 40
 """Settings shown of a training; the rest is in its run."""
@@ -28,6 +35,59 @@ def model_card(
         source: where the checkpoint stands.
     """
     parts = [
+        *_head(name, lineage, source),
+        *_decision(decision),
+        *_measured(metrics),
+        "## Data",
+        _data((lineage.evaluation, *lineage.trainings)),
+        "## Training",
+        *(_training(stage) for stage in lineage.trainings),
+        *([] if lineage.trainings else ["How it was trained is not on record."]),
+        "## Limits",
+        _list(_limits(metrics, lineage)),
+        "## Licence",
+        _licence(lineage),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def description(
+    name: str,
+    lineage: Lineage,
+    metrics: Mapping[str, Any],
+    decision: Decision,
+    source: str,
+    card: str,
+) -> str:
+    """The card in at most `LONGEST_DESCRIPTION` characters, without training and limits.
+
+    Whole lines are left out at the end where it would be longer; the metrics come last, for they
+    are in MLflow anyway.
+
+    Args:
+        name, lineage, metrics, decision, source: as of `model_card`.
+        card: address of the whole card.
+    """
+    parts = [
+        *_head(name, lineage, source),
+        f"Training and limits are in the whole card, `{card}`.",
+        *_decision(decision),
+        "## Licence",
+        _licence(lineage),
+        "## Data",
+        _data((lineage.evaluation, *lineage.trainings)),
+        *_measured(metrics),
+    ]
+    text = "\n\n".join(parts) + "\n"
+    if len(text) <= LONGEST_DESCRIPTION:
+        return text
+    cut = "\n\nThe rest is in the whole card.\n"
+    kept = text[: LONGEST_DESCRIPTION - len(cut)]
+    return kept.rpartition("\n")[0].rstrip() + cut
+
+
+def _head(name: str, lineage: Lineage, source: str) -> list[str]:
+    return [
         f"# {name}",
         "A vision-language model that is to call tools only when it must, trained and measured by "
         "Toolwise.",
@@ -42,24 +102,21 @@ def model_card(
                 ("git commit", _code(lineage.evaluation.commit)),
             ],
         ),
-        "## Decision",
-        f"**{decision.decision}**",
-        _list(criterion.why for criterion in decision.criteria),
+    ]
+
+
+def _decision(decision: Decision) -> list[str]:
+    criteria = _list(criterion.why for criterion in decision.criteria)
+    return ["## Decision", f"**{decision.decision}**", criteria]
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[str]:
+    return [
         "## Metrics",
         f"{metrics['items']} items, {metrics['solvable']} of which it solves without tools. Values "
         "with 95% intervals; in brackets the number of items or calls they rest on.",
         *(_metrics(MODE_LABELS[mode], metrics[mode]) for mode in MODE_LABELS if mode in metrics),
-        "## Data",
-        _data((lineage.evaluation, *lineage.trainings)),
-        "## Training",
-        *(_training(stage) for stage in lineage.trainings),
-        *([] if lineage.trainings else ["How it was trained is not on record."]),
-        "## Limits",
-        _list(_limits(metrics, lineage)),
-        "## Licence",
-        _licence(lineage),
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def _metrics(title: str, summary: Summary) -> str:

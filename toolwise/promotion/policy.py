@@ -17,6 +17,20 @@ from toolwise.errors import InputError
 from toolwise.evaluation.metrics import ToolsOnMode
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class, with keys that differ."""
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key} stands twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 class GatePolicy(BaseModel):
     """What a checkpoint has to prove before it is promoted."""
 
@@ -36,7 +50,7 @@ class GatePolicy(BaseModel):
     stage before) must not exceed it."""
 
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Of the two-sided Wilson intervals and of the one-sided bootstrap bound."""
+    """Of the two-sided Wilson intervals and of the one-sided bound of the accuracy lost."""
 
     min_items: int = Field(default=50, ge=1)
     """A criterion that rests on fewer items fails, and so does a benchmark with fewer."""
@@ -62,7 +76,8 @@ class GatePolicy(BaseModel):
             InputError: the file cannot be read or a field is wrong; names file and fields.
         """
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+            read = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe one
+            return cls.model_validate({} if read is None else read)
         except OSError as error:
             raise InputError(f"{path}: the policy cannot be read: {error.strerror}") from error
         except (UnicodeDecodeError, yaml.YAMLError) as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
 
 from toolwise.errors import BackendError, InputError
 from toolwise.evaluation.metrics import OVERALL
@@ -75,9 +76,6 @@ class Registry:
         request = self._connection.request
         self._succession.found()
         query = f"name='{self.name}' and run_id='{run_id}'"
-        for existing in request(lambda client: client.search_model_versions(query)):
-            if _checkpoint(existing) == checkpoint:
-                return str(existing.version)
         run = request(lambda client: client.get_run(run_id))
         tags = {k: f"{v:.4f}" for k, v in run.data.metrics.items() if f"/{OVERALL}/" in k}
         tags[CHECKPOINT_TAG] = checkpoint
@@ -86,23 +84,30 @@ class Registry:
         )
         is_folder = "://" not in checkpoint
         source = f"models:/{model_id}" if is_folder and model_id else checkpoint
-        created = request(
-            lambda client: client.create_model_version(
-                self.name, source, run_id, tags, model_id=model_id
-            )
-        )
-        return str(created.version)
 
-    def describe(self, version: str, card: str, tags: Mapping[str, str]) -> None:
-        """Give `version` its model card, which MLflow shows as its description, and tags."""
+        def find_or_create(client: MlflowClient) -> ModelVersion:
+            # Also when the request is repeated: only the reply to the first may have been lost.
+            for existing in client.search_model_versions(query):
+                if _checkpoint(existing) == checkpoint:
+                    return existing
+            return client.create_model_version(self.name, source, run_id, tags, model_id=model_id)
+
+        return str(request(find_or_create).version)
+
+    def describe(self, version: str, description: str, tags: Mapping[str, str]) -> None:
+        """Give `version` its description, the short form of the model card, and tags."""
         request = self._connection.request
-        request(lambda client: client.update_model_version(self.name, version, card))
+        request(lambda client: client.update_model_version(self.name, version, description))
         for key, value in {**tags, "toolwise.profile": self.name}.items():
             self._tag(version, key, value)
 
     def standing(self) -> Standing:
-        """Who is champion; a decision is made against this."""
+        """Who is champion; a promotion that was cut off is finished first."""
         return self._succession.standing()
+
+    def seen(self) -> Standing:
+        """Who is champion; a decision is made against this, and nothing changes."""
+        return self._succession.seen()
 
     def record(
         self, version: str, decision: Decision, standing: Standing | None = None
@@ -112,14 +117,13 @@ class Registry:
         Args:
             version: what was judged.
             decision: how.
-            standing: against whom, as `standing` said before it was judged; by default at this
-                moment.
+            standing: against whom, as `seen` said before it was judged; by default at this moment.
 
         Returns:
             The decision as it stands: a promotion becomes a rejection with that reason where
             another version has become champion in the meantime.
         """
-        standing = standing or self.standing()
+        standing = standing or self.seen()
         if decision.decision == "promote" and standing.champion != version:
             taken = self._succession.move(
                 standing,
@@ -137,6 +141,7 @@ class Registry:
         if decision.decision == "reject":
             why = "\n".join(decision.reasons)
             self._succession.note(entry("reject", version, standing.champion, why))
+        self._succession.settle()  # a promotion that was cut off may be this version's own
         self._tag(version, DECISION_TAG, decision.decision)
         self._tag(version, REASONS_TAG, "\n".join(decision.reasons)[:5000])
         return decision
@@ -151,7 +156,7 @@ class Registry:
         Raises:
             BackendError: its scores are gone from its run.
         """
-        number = self.standing().champion
+        number = self.seen().champion
         return None if number is None else self.version(number)
 
     def version(self, number: str) -> RegisteredVersion:

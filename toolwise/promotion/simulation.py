@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+import numpy as np
 from scipy.stats import binom
 
-from toolwise.promotion.gate import at_least, at_most
+from toolwise.promotion.gate import MOST_LOST, at_least, at_most
 from toolwise.promotion.policy import GatePolicy
-from toolwise.statistics import paired_bootstrap, wilson_interval
+from toolwise.statistics import mean_upper_bound, wilson_interval
 
 _NEGLIGIBLE = 1e-6
 """Probability of the outcomes that are left out at either end."""
@@ -32,14 +33,9 @@ def accepts_necessary(policy: GatePolicy, calls: int, items: int) -> bool:
 
 def accepts_accuracy(policy: GatePolicy, gained: int, lost: int, items: int) -> bool:
     """Whether it accepts that of `items` some are right that were wrong, and `lost` the reverse."""
-    before = [0.0] * gained + [1.0] * (items - gained)
-    after = [1.0] * (items - lost) + [0.0] * lost
-    pair = paired_bootstrap(
-        dict(zip(map(str, range(items)), after, strict=True)),
-        dict(zip(map(str, range(items)), before, strict=True)),
-        confidence=policy.confidence,
-    )
-    return items >= policy.min_items and at_most(0.0 - pair.lower_bound, policy.accuracy_drop_max)
+    losses = np.repeat([-1.0, 0.0, 1.0], [gained, items - gained - lost, lost])
+    bound = mean_upper_bound(losses, MOST_LOST, policy.confidence)
+    return items >= policy.min_items and at_most(bound, policy.accuracy_drop_max)
 
 
 def passes_redundant(policy: GatePolicy, rate: float, items: int) -> float:
@@ -62,26 +58,26 @@ def passes_necessary(policy: GatePolicy, rate: float, items: int) -> float:
     return float(binom.sf(accepted - 1, items, rate))
 
 
-def passes_accuracy(policy: GatePolicy, changed: float, items: int) -> float:
-    """Probability that it accepts a model that is exactly as accurate as the one before.
+def passes_accuracy(policy: GatePolicy, lost: float, gained: float, items: int) -> float:
+    """Probability that it accepts a model that answers some items differently than the one before.
 
     Args:
         policy: the thresholds.
-        changed: share of the answers that differ in being right, half of them each way.
-        items: how many are measured.
+        lost: share of the items it answers wrongly and the one before rightly.
+        gained: the reverse; both together are at most 1.
+        items: how many are measured, one answer each.
     """
-    one_way = changed / 2
-    few, many = binom.ppf([_NEGLIGIBLE, 1 - _NEGLIGIBLE], items, one_way).astype(int)
+    few, many = binom.ppf([_NEGLIGIBLE, 1 - _NEGLIGIBLE], items, lost).astype(int)
     needed = bisect_left(
-        range(items - few + 1),
-        True,
-        key=lambda gained: accepts_accuracy(policy, gained, few, items),
+        range(items - few + 1), True, key=lambda n: accepts_accuracy(policy, n, few, items)
     )
     passed = 0.0
-    for lost in range(few, many + 1):
+    for losses in range(few, many + 1):
+        rest = items - losses
         # The more is lost, the more has to be gained: the search goes on where it was.
-        while needed <= items - lost and not accepts_accuracy(policy, needed, lost, items):
+        while needed <= rest and not accepts_accuracy(policy, needed, losses, items):
             needed += 1
-        enough = binom.sf(needed - 1, items - lost, one_way / (1 - one_way))
-        passed += binom.pmf(lost, items, one_way) * enough
+        # Of the items that are not lost each is a gain with this probability.
+        enough = binom.sf(needed - 1, rest, gained / (1 - lost))
+        passed += binom.pmf(losses, items, lost) * enough
     return float(passed)

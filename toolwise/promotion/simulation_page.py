@@ -25,6 +25,7 @@ PLACE = "simulation"
 REDUNDANT_RATES = (0.01, 0.02, 0.05, 0.10)
 NECESSARY_RATES = (0.99, 0.97, 0.95, 0.90)
 CHANGED = (0.02, 0.05, 0.10)
+WORSE = (0.02, 0.03, 0.05)
 ITEMS = (50, 75, 100, 150, 200, 300, 500, 1000, 2000)
 _PLOTTED = (*range(50, 400, 10), *range(400, 2001, 50))
 _STYLES = ("-", "--", "-.", ":")
@@ -56,12 +57,25 @@ def tables(policy: GatePolicy) -> str:
         "exactly as accurate, by the share of items that changed (half each way) and the number of "
         "all items"
     )
+    worse = (
+        f"`accuracy_drop` at most {policy.accuracy_drop_max:g}: how often a model passes that is "
+        "truly worse, by the share of items it has lost (none is gained) and the number of items"
+    )
     parts = (
         _Part(redundant, "true rate {:.0%}", REDUNDANT_RATES, passes_redundant),
         _Part(necessary, "true rate {:.0%}", NECESSARY_RATES, passes_necessary),
-        _Part(accuracy, "{:.0%} changed", CHANGED, passes_accuracy),
+        _Part(accuracy, "{:.0%} changed", CHANGED, _as_accurate),
+        _Part(worse, "{:.0%} worse", WORSE, _worse),
     )
     return "\n\n".join(f"{part.title}:\n\n{_by_items(policy, part)}" for part in parts)
+
+
+def _as_accurate(policy: GatePolicy, changed: float, items: int) -> float:
+    return passes_accuracy(policy, changed / 2, changed / 2, items)
+
+
+def _worse(policy: GatePolicy, lost: float, items: int) -> float:
+    return passes_accuracy(policy, lost, 0.0, items)
 
 
 def _by_items(policy: GatePolicy, part: _Part) -> str:

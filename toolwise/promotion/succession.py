@@ -60,27 +60,33 @@ class Succession:
 
     def model(self) -> RegisteredModel | None:
         """The registered model; None where there is none yet."""
+        if self._connection.is_new:
+            return None
         query = f"name='{self.name}'"
         found = self._connection.request(lambda client: client.search_registered_models(query))
         return next(iter(found), None)
 
     def standing(self) -> Standing:
-        """Who is champion.
+        """Who is champion, with a move that was left unfinished finished first."""
+        self.settle()
+        return self.seen()
 
-        A move that is in the log, but that its process died before making, is made first.
-        """
-        written = self._settle()
+    def seen(self) -> Standing:
+        """Who is champion, or will be once a move that is in the log is made; changes nothing."""
         model = self.model()
+        written = self._written(model)
+        if move := written.unfinished:
+            return Standing(move.entry.champion, move.entry.previous, len(written.entries))
         aliases = {alias: str(v) for alias, v in model.aliases.items()} if model else {}
         return Standing(aliases.get(CHAMPION), aliases.get(PREVIOUS), len(written.entries))
 
     def entries(self) -> list[Entry]:
         """Every decision and rollback, oldest first."""
-        return self._written().entries
+        return self._written(self.model()).entries
 
     def note(self, new: Entry) -> None:
         """Log what moves nothing."""
-        while not self._log().append(len(self._written().entries) + 1, new):
+        while not self._log().append(len(self.entries()) + 1, new):
             pass
 
     def move(self, standing: Standing, new: Entry) -> Entry | None:
@@ -94,25 +100,29 @@ class Succession:
             None; where another move has come first since, that one, and nothing is done.
         """
         while True:
-            entries = self._written().entries
+            entries = self.entries()
             came_first = [e for e in entries[standing.entries :] if e.champion is not None]
             if came_first:
                 return came_first[-1]
             if self._log().append(len(entries) + 1, new):
-                self._settle()
+                self.settle()
                 return None
 
-    def _settle(self) -> Written:
-        """Make the aliases show the last move in the log, whoever wrote it."""
-        written = self._written()
-        while (move := written.last_move) and move[0] > written.applied:
-            self._set_aliases(move[1])
-            # Whoever has set them for an older entry meanwhile looks again too and mends it.
-            written = self._written()
-            if written.last_move == move:
-                self._log().mark_applied(move[0])
-                break
-        return written
+    def settle(self) -> None:
+        """Make the aliases show the last move in the log, whoever wrote it.
+
+        A request can be late: by the time it is served, another process may have made a later
+        move and noted that it is made. So what was set here is compared with the log afterwards,
+        and set again until it is the last move.
+        """
+        move = self._written(self.model()).unfinished
+        while move is not None:
+            self._set_aliases(move.entry)
+            last = self._written(self.model()).last_move
+            if last == move:
+                self._log().mark_applied(move.number)
+                return
+            move = last
 
     def _set_aliases(self, move: Entry) -> None:
         for alias, version in ((PREVIOUS, move.previous), (CHAMPION, move.champion)):
@@ -124,8 +134,7 @@ class Succession:
                 )
             )
 
-    def _written(self) -> Written:
-        model = self.model()
+    def _written(self, model: RegisteredModel | None) -> Written:
         log = DecisionLog.of(self._connection, model) if model else None
         return log.read() if log else Written([], 0)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from toolwise.evaluation.comparability import Measurement, unlike
 from toolwise.evaluation.labels import METRICS, MODE_LABELS
 from toolwise.evaluation.metrics import OVERALL, ToolsOnMode
 from toolwise.report import drawing
@@ -41,19 +42,21 @@ def print_comparison(
 ) -> None:
     """Print accuracy and call rates with their intervals, run by run.
 
-    Runs measured on other items than the first are marked: their figures do not compare.
+    Runs measured on other items, or otherwise, than the first are marked: their figures do not
+    compare.
     """
-    measured_on = compared[0].metrics.get("benchmark")
-    others = False
+    first = Measurement.model_validate(compared[0].metrics)
+    why: dict[str, None] = {}
     for run in dict.fromkeys(one.run for one in compared):
         rows = [one for one in compared if one.run == run]
-        strange = any(one.metrics.get("benchmark") != measured_on for one in rows)
-        others = others or strange
+        measured = (Measurement.model_validate(one.metrics) for one in rows)
+        strange = [reason for one in measured for reason in unlike(one, first, mode)]
+        why |= dict.fromkeys(strange)
         console.print(_table(f"{run} *" if strange else run, rows, mode))
         console.print()
     console.print(f"{MODE_LABELS[mode]}: value [95% interval].")
-    if others:
-        console.print("* measured on other items than the first run: not comparable with it")
+    if why:
+        console.print(f"* not comparable with the first run: {'; '.join(why)}", soft_wrap=True)
 
 
 def _table(title: str, rows: Sequence[Compared], mode: ToolsOnMode) -> Table:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolwise.errors import InputError
 from toolwise.events import EventSink
 from toolwise.steps.alarm import log_training
 from toolwise.steps.lineage import linked
@@ -16,6 +17,7 @@ from toolwise.steps.training import training
 
 if TYPE_CHECKING:
     from toolwise.data import Task
+    from toolwise.promotion.gate import Decision
 
 RUN_ID_FILE = "mlflow_run"
 """File of an evaluation with the id of the MLflow run that holds it, for the registry."""
@@ -25,6 +27,12 @@ ANSWERS = "answers"
 
 Outputs = dict[str, Path]
 """Where each output of a step stands, by name."""
+
+
+def evaluation_run(evaluation: Path) -> str | None:
+    """Id of the MLflow run that holds an evaluation; None where its folder does not say."""
+    file = evaluation / RUN_ID_FILE
+    return file.read_text().strip() if file.exists() else None
 
 
 def prepare_data(step: Step) -> Outputs:
@@ -201,22 +209,22 @@ def evaluate(step: Step) -> Outputs:
     return {"evaluation": folder}
 
 
-def promote(step: Step, address: str = "") -> Outputs:
-    """Decide, register the checkpoint, and crown it if it passed.
-
-    Args:
-        step: it.
-        address: where the checkpoint stands once this machine is gone; its folder without.
-    """
+def promote(step: Step) -> Outputs:
+    """Decide, register the checkpoint, and crown it if it passed."""
     from toolwise.promotion.judging import judge
     from toolwise.promotion.lineage import read_lineage
-    from toolwise.promotion.model_card import model_card
+    from toolwise.promotion.model_card import description, model_card
     from toolwise.promotion.policy import GatePolicy
     from toolwise.promotion.registry import Registry
     from toolwise.tracking import Connection
 
     challenger = step.path("challenger")
-    run_id = (challenger / RUN_ID_FILE).read_text()
+    run_id = evaluation_run(challenger)
+    if run_id is None:
+        raise InputError(
+            f"{challenger}: no {RUN_ID_FILE} file, which names the MLflow run of the evaluation; "
+            "the registry reads a champion's scores there. Evaluate the model with this release"
+        )
     connection = Connection()
     registry = Registry(experiment_name(), connection)
     judged = judge(
@@ -228,17 +236,26 @@ def promote(step: Step, address: str = "") -> Outputs:
         run_id=run_id,
         champion=step.inputs.get("champion"),
     )
-    source = address or str(step.path("model"))
+    source = step.address or str(step.path("model"))
     version = registry.register(run_id, source)
-    decision = registry.record(version, *judged)
     lineage = read_lineage(connection, run_id)
     metrics = json.loads((challenger / "metrics.json").read_text(encoding="utf-8"))
-    card = step.folder / "model_card.md"
-    card.write_text(model_card(registry.name, lineage, metrics, decision, source), encoding="utf-8")
-    registry.describe(version, card.read_text(encoding="utf-8"), lineage.tags())
+    card, file = step.folder / "model_card.md", step.folder / "decision.json"
+    whole = f"runs:/{step.run.run_id}/{card.name}"
+
+    def state(decision: Decision) -> None:
+        known = (registry.name, lineage, metrics, decision, source)
+        card.write_text(model_card(*known), encoding="utf-8")
+        registry.describe(version, description(*known, whole), lineage.tags())
+        decision.write(file)
+
+    # The aliases move last: whatever fails before them has promoted nothing.
+    state(judged.decision)
+    decision = registry.record(version, *judged)
+    if decision != judged.decision:  # another version was promoted meanwhile
+        state(decision)
+    print(decision.explain())
     step.run.artifact(card)
-    file = step.folder / "decision.json"
-    decision.write(file)
     step.run.artifact(file)
     return {"decision": file}
 
@@ -344,6 +361,7 @@ def run_step(
     stage: str = "",
     again: bool = False,
     sink: EventSink | None = None,
+    address: str = "",
     **inputs: str,
 ) -> FinishedStep:
     """Run a step, or find it done by an earlier run with the same code, settings and inputs.
@@ -355,6 +373,7 @@ def run_step(
         stage: the checkpoint an evaluation is of.
         again: do it even if an earlier run did.
         sink: who hears of its progress; by default whom the environment names.
+        address: where its checkpoint is published; see `perform`.
         inputs: paths by input name.
 
     Raises:
@@ -362,7 +381,8 @@ def run_step(
     """
     label = f"{name} {stage}".rstrip()
     again = again or name in ALWAYS_DONE_AGAIN
-    return perform(STEPS[name], label, settings, seed, inputs, again=again, sink=sink)
+    work = STEPS[name]
+    return perform(work, label, settings, seed, inputs, again=again, sink=sink, address=address)
 
 
 def run_answers(
@@ -387,12 +407,10 @@ def run_promotion(settings: str, seed: int, *, address: str, **inputs: str) -> F
     Args:
         settings: section `promote` of the profile, as JSON.
         seed: the run's seed.
-        address: of the checkpoint. A pod reads it from a folder, which goes with the pod; on one
-            machine both are the same.
+        address: of the checkpoint; see `perform`.
         inputs: paths by input name.
     """
-    remote = address if "://" in address else ""
-    return perform(partial(promote, address=remote), "promote", settings, seed, inputs)
+    return perform(promote, "promote", settings, seed, inputs, address=address)
 
 
 _SUCCEEDED = frozenset({"SUCCEEDED", "COMPLETE", "CACHED"})

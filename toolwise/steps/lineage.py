@@ -37,7 +37,8 @@ def linked(work: Work) -> Work:
                 tags = {"toolwise.licence": said} if said else None
                 # A curve in a base checkpoint that was fetched would be of somebody else's making.
                 last = 0 if step.label == "base-model" else last_step(outputs[name])
-                step.run.writes_model(outputs[name], STAGES[step.label], step=last, tags=tags)
+                stage, at = STAGES[step.label], step.address
+                step.run.writes_model(outputs[name], stage, step=last, tags=tags, address=at)
         return outputs
 
     return with_links

@@ -48,6 +48,7 @@ class Step:
         folder: where it works; the same for the same code, settings, seed and inputs.
         events: whom it tells how far it is.
         run: its MLflow run.
+        address: where its checkpoint is published, if not on this machine.
     """
 
     label: str
@@ -57,6 +58,7 @@ class Step:
     folder: Path
     events: EventWriter
     run: Run
+    address: str = ""
 
     def settings_as(self, settings_type: type[SettingsType]) -> SettingsType:
         """The settings, checked."""
@@ -105,6 +107,7 @@ def perform(
     *,
     again: bool = False,
     sink: EventSink | None = None,
+    address: str = "",
 ) -> FinishedStep:
     """Do a step's work, or find it done by an earlier attempt with the same code and inputs.
 
@@ -116,6 +119,8 @@ def perform(
         inputs: paths by input name.
         again: do it even if it has been done.
         sink: who hears of its progress; by default whom the environment names.
+        address: where its checkpoint is published. A pod writes it to a folder, which goes with the
+            pod; on one machine both are the same.
 
     Raises:
         ToolwiseError: as the step raises it; the watcher is told before.
@@ -132,8 +137,9 @@ def perform(
             events.started()
             started = time.monotonic()
             try:
-                with _tracked(label, settings, seed) as run:
-                    outputs = work(Step(label, settings, seed, paths, folder, events, run))
+                with _tracked(label, settings, seed, folder.name) as run:
+                    remote = address if "://" in address else ""
+                    outputs = work(Step(label, settings, seed, paths, folder, events, run, remote))
             except BaseException as error:
                 events.failed(str(error) or type(error).__name__)
                 raise
@@ -145,12 +151,12 @@ def perform(
 
 
 @contextmanager
-def _tracked(label: str, settings: str, seed: int) -> Iterator[Run]:
+def _tracked(label: str, settings: str, seed: int, attempt: str) -> Iterator[Run]:
     """The step's MLflow run, under the one of the pipeline run that the environment names."""
     from toolwise import tracking
 
     params = {"seed": seed, **json.loads(settings)}
-    with tracking.step(pipeline_run(), label, params=params) as run:
+    with tracking.step(pipeline_run(), label, params=params, attempt=attempt) as run:
         yield run
 
 

@@ -44,9 +44,6 @@ class Connection:
     Args:
         uri: tracking URI (`sqlite:///…`, `postgresql://…`, `http://…`); by default what
             `MLFLOW_TRACKING_URI` says.
-
-    Raises:
-        InputError: the folder of an SQLite file cannot be made.
     """
 
     def __init__(self, uri: str | None = None) -> None:
@@ -59,18 +56,19 @@ class Connection:
         self.uri = mlflow.get_tracking_uri()
         self._made: MlflowClient | None = None
         self._making = threading.Lock()
-        if file := self.sqlite_file:
+        if self.sqlite_file:
             # One write at a time is all that SQLite takes; more would time out waiting.
             os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_MAX_WORKERS", "1")
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{file.parent} cannot be written to: {error.strerror}") from error
 
     @property
     def sqlite_file(self) -> Path | None:
         """The database file, where the address is one."""
         return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:") else None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the address is an SQLite file that is not there yet, so that it holds nothing."""
+        return self.sqlite_file is not None and not self.sqlite_file.exists()
 
     @property
     def name(self) -> str:
@@ -83,10 +81,23 @@ class Connection:
 
     @property
     def client(self) -> MlflowClient:
-        """For one attempt at a request; raises what MLflow raises."""
+        """For one attempt at a request; raises what MLflow raises.
+
+        Raises:
+            InputError: the folder of an SQLite file cannot be made.
+        """
         with self._making:
-            self._made = self._made or MlflowClient(self.uri)
+            if self._made is None:
+                self._make_folder()
+                self._made = MlflowClient(self.uri)
         return self._made
+
+    def _make_folder(self) -> None:
+        if file := self.sqlite_file:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{file.parent} cannot be written to: {error.strerror}") from error
 
     def request(self, call: Callable[[MlflowClient], T]) -> T:
         """`call(client)`, retried while the failure may pass.

@@ -40,7 +40,7 @@ from toolwise.tracking.entries import (
     Tag,
 )
 from toolwise.tracking.provenance import provenance
-from toolwise.tracking.spool import Spool
+from toolwise.tracking.spool import Spool, is_live
 
 FAILURE_TAG = "toolwise.failure"
 """Run tag with the reason a step or a pipeline run failed."""
@@ -53,6 +53,9 @@ PIPELINE_RUN_TAG = "toolwise.pipeline_run"
 
 DIGEST_TAG = "toolwise.digest"
 """Tag of a logged model with the digest of its checkpoint."""
+
+ATTEMPT_TAG = "toolwise.attempt"
+"""Tag of a step's run; attempts at the same work have the same value."""
 
 _SPOOL_TAG = "toolwise.spool"
 _PARAMS = 100
@@ -90,11 +93,18 @@ class Delivery:
         if found:
             self.run_id = found[0].info.run_id
             return
-        if self._live:
-            kill_unfinished(self._client, parent_id, first.name)
         tags = first.tags | {"mlflow.parentRunId": parent_id, _SPOOL_TAG: self._spool.name}
         run = self._client.create_run(self.experiment_id, first.started, tags, first.name)
         self.run_id = run.info.run_id
+
+    def end_earlier_attempts(self, first: Entry) -> None:
+        """Mark runs of the same step `KILLED` whose process died without a word.
+
+        What such a process has left in a spool has to be sent before: it may have finished.
+        """
+        if isinstance(first, OpenRun):
+            parent_id = self._client.get_run(self.run_id).data.tags["mlflow.parentRunId"]
+            kill_unfinished(self._client, self._connection, parent_id, first, self.run_id)
 
     def deliver(self, entry: Entry) -> None:
         """Tell MLflow what one entry says."""
@@ -124,7 +134,7 @@ class Delivery:
                 end(client, self.run_id, entry.state, entry.failure, entry.ended)
             case EndPipeline():
                 run_id = _parent(client, self._connection, entry.run, reopen=False)
-                kill_unfinished(client, run_id)
+                kill_unfinished(client, self._connection, run_id)
                 end(client, run_id, *_ending(client, run_id, entry), entry.ended)
             case OpenRun():
                 pass  # done by `open`
@@ -281,14 +291,33 @@ def find_experiment(client: MlflowClient, connection: Connection, name: str) -> 
     return found
 
 
-def kill_unfinished(client: MlflowClient, parent_id: str, name: str | None = None) -> None:
-    """Mark nested runs whose process died without a word."""
+def kill_unfinished(
+    client: MlflowClient,
+    connection: Connection,
+    parent_id: str,
+    step: OpenRun | None = None,
+    own_run: str = "",
+) -> None:
+    """Mark nested runs whose process died without a word.
+
+    A run whose spool a process of this machine owns goes on, and is left alone.
+
+    Args:
+        client, connection: MLflow.
+        parent_id: the parent run.
+        step: attempts at this step only; by default of all steps.
+        own_run: the run that is not meant.
+    """
     query = f"tags.mlflow.parentRunId = '{parent_id}' and attributes.status = 'RUNNING'"
-    if name is not None:
-        query += f" and attributes.run_name = '{name}'"
+    if step is not None:
+        query += f" and attributes.run_name = '{step.name}'"
+        if attempt := step.tags.get(ATTEMPT_TAG):
+            query += f" and tags.`{ATTEMPT_TAG}` = '{attempt}'"
     experiment_id = client.get_run(parent_id).info.experiment_id
     for run in client.search_runs([experiment_id], query):
-        end(client, run.info.run_id, "KILLED", "the process was killed")
+        spool = run.data.tags.get(_SPOOL_TAG, "")
+        if run.info.run_id != own_run and not (spool and is_live(connection.uri, spool)):
+            end(client, run.info.run_id, "KILLED", "the process was killed")
 
 
 def end(
@@ -297,4 +326,6 @@ def end(
     """Close a run, and say why where it failed."""
     if failure is not None:
         client.set_tag(run_id, FAILURE_TAG, failure[:_REASON])
+    elif FAILURE_TAG in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, FAILURE_TAG)
     client.set_terminated(run_id, state, ended)

@@ -18,6 +18,7 @@ from toolwise.storage import content_digest
 from toolwise.tracking import entries
 from toolwise.tracking.connection import Connection
 from toolwise.tracking.delivery import (
+    ATTEMPT_TAG,
     FAILURE_TAG,
     PIPELINE_RUN_TAG,
     STEP_TAG,
@@ -126,17 +127,19 @@ def step(
     name: str,
     *,
     params: BaseModel | Mapping[str, Any] | None = None,
+    attempt: str | None = None,
     uri: str | None = None,
 ) -> Iterator[Run]:
     """The nested run of one step; an exception marks it `FAILED` with its message and goes on.
 
-    An earlier attempt of the same step that was killed is marked `KILLED`. Where MLflow is away,
+    An earlier attempt at the same step that was killed is marked `KILLED`. Where MLflow is away,
     the step is on record as soon as it is back.
 
     Args:
         parent: the pipeline run, by its names or by MLflow's id.
         name: the step's.
         params: its settings.
+        attempt: what two attempts at the same work have in common; by default the step's name.
         uri: see `Connection`.
 
     Raises:
@@ -145,6 +148,8 @@ def step(
     connection = Connection(uri)
     spool = Spool.new(connection.uri)
     tags = {**provenance(), STEP_TAG: name}
+    if attempt is not None:
+        tags[ATTEMPT_TAG] = attempt
     spool.append(entries.OpenRun(parent=parent, name=name, tags=tags, started=_now()))
     sender = Sender(spool, connection)
     sender.open()
@@ -227,7 +232,13 @@ class Run:
         return self._model(checkpoint, name, "input")
 
     def writes_model(
-        self, checkpoint: Path, name: str, *, step: int = 0, tags: Mapping[str, str] | None = None
+        self,
+        checkpoint: Path,
+        name: str,
+        *,
+        step: int = 0,
+        tags: Mapping[str, str] | None = None,
+        address: str = "",
     ) -> str:
         """Log a checkpoint the step has made and keeps.
 
@@ -236,11 +247,12 @@ class Run:
             name: `base`, `sft`, `hdpo`, ….
             step: training step it is from.
             tags: of the logged model.
+            address: where it stands once this machine is gone; its folder without.
 
         Returns:
             Its digest.
         """
-        return self._model(checkpoint, name, "output", step, tags)
+        return self._model(checkpoint, name, "output", step, tags, address)
 
     def evaluation(
         self, stage: str, directory: Path, benchmark: Path, checkpoint: Path | str
@@ -295,13 +307,19 @@ class Run:
         role: entries.Role,
         step: int = 0,
         tags: Mapping[str, str] | None = None,
+        address: str = "",
     ) -> str:
         place = str(checkpoint.absolute() if isinstance(checkpoint, Path) else checkpoint)
         digest = place
         if isinstance(checkpoint, Path) and checkpoint.exists():
             digest = content_digest(checkpoint)
         model = entries.Model(
-            digest=digest, name=name, place=place, role=role, step=step, tags=dict(tags or {})
+            digest=digest,
+            name=name,
+            place=address or place,
+            role=role,
+            step=step,
+            tags=dict(tags or {}),
         )
         self._spool.append(model)
         return digest

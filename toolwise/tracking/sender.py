@@ -50,6 +50,7 @@ class Sender:
         self._closing = False
         self._keep = True
         self._delivery: Delivery | None = None
+        self._earlier_ended = False
         self._random = random.Random()  # a training's own stream of numbers is not touched
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
@@ -145,6 +146,7 @@ class Sender:
             try:
                 delivery = self._open_own()
                 self._send_left_behind()  # first, for it is older
+                self._end_earlier_attempts(delivery)
                 self._send(self._spool, delivery)
             except Exception as error:  # all that MLflow and its stores may raise
                 self._failed(error)
@@ -161,6 +163,11 @@ class Sender:
             delivery.open(self._spool.entries()[0])
             self._delivery = delivery
         return self._delivery
+
+    def _end_earlier_attempts(self, delivery: Delivery) -> None:
+        if not self._earlier_ended:
+            delivery.end_earlier_attempts(self._spool.entries()[0])
+            self._earlier_ended = True
 
     def _send_left_behind(self) -> None:
         for spool in left_behind(self._connection.uri):

@@ -97,13 +97,24 @@ class Spool:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def keep(self, path: Path) -> str:
-        """Copy a file or folder into the spool; returns the copy's path within it."""
+        """Copy a file or folder into the spool; returns the copy's path within it.
+
+        Raises:
+            BackendError: the disk does not take it.
+        """
         target = self.folder / "files" / uuid.uuid4().hex / path.name
-        target.parent.mkdir(parents=True)
-        if path.is_dir():
-            shutil.copytree(path, target)
-        else:
-            shutil.copyfile(path, target)
+        try:
+            target.parent.mkdir(parents=True)
+            if path.is_dir():
+                shutil.copytree(path, target)
+            else:
+                shutil.copyfile(path, target)
+        except shutil.Error as errors:  # of a folder: source, target and text for each file
+            raise _unwritable(
+                self.folder, OSError(errno.EIO, str(errors.args[0][0][2]))
+            ) from errors
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
         return target.relative_to(self.folder).as_posix()
 
     def entries(self) -> list[Entry]:
@@ -154,6 +165,8 @@ def left_behind(uri: str) -> Iterator[Spool]:
             journal = os.open(folder / _JOURNAL, os.O_RDWR | os.O_APPEND)
         except FileNotFoundError:  # its owner has just removed it
             continue
+        except PermissionError:  # another user's, who has to send it
+            continue
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -163,6 +176,24 @@ def left_behind(uri: str) -> Iterator[Spool]:
             yield Spool(folder, journal)
         else:
             os.close(journal)
+
+
+def is_live(uri: str, name: str) -> bool:
+    """Whether a process of this machine owns the spool of that name for MLflow at `uri`."""
+    try:
+        journal = os.open(_folder(uri) / name / _JOURNAL, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except PermissionError:  # another user's: it cannot be told
+        return True
+    try:
+        fcntl.flock(journal, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(journal)
 
 
 def _unwritable(folder: Path, error: OSError) -> BackendError:

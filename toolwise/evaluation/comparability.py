@@ -1,0 +1,90 @@
+"""Whether the figures of two evaluations compare: the same items, definitions and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from toolwise.evaluation.metrics import ToolsOnMode
+
+SHOWN = 12
+"""Characters of a digest that a person is shown."""
+
+
+class AnswerSettings(BaseModel):
+    """The settings that an evaluation's figures depend on; `EvaluationSettings` explains them."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    samples: int | None = None
+    counterfactual_samples: int | None = None
+    counterfactual_temperature: float | None = None
+    counterfactual_top_p: float | None = None
+    max_tokens: int | None = None
+    max_turns: int | None = None
+
+
+class Measured(Protocol):
+    """What an evaluation says of how it was measured; None is what it does not say."""
+
+    @property
+    def benchmark(self) -> str | None:
+        """Digest of the items."""
+        ...
+
+    @property
+    def metric_version(self) -> int | None:
+        """Of the definitions of what is scored."""
+        ...
+
+    @property
+    def settings(self) -> AnswerSettings:
+        """How the answers were given."""
+        ...
+
+
+class Measurement(BaseModel):
+    """The same, as `metrics.json` has it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    benchmark: str | None = None
+    metric_version: int | None = None
+    settings: AnswerSettings = AnswerSettings()
+
+
+def unlike(theirs: Measured, ours: Measured, mode: ToolsOnMode) -> Iterator[str]:
+    """Why the figures of `theirs` do not compare with `ours`, in words; nothing where they do.
+
+    Args:
+        theirs: one evaluation, "it".
+        ours: the other one, "here".
+        mode: the answers that are compared; the number of sampled ones matters for them alone.
+    """
+    if theirs.benchmark != ours.benchmark:
+        there, here = _digest(theirs.benchmark), _digest(ours.benchmark)
+        yield f"it answered other items ({there}, here {here})"
+    if theirs.metric_version != ours.metric_version:
+        yield (
+            f"it was measured by {version_of_metrics(theirs.metric_version)}, here by "
+            f"{version_of_metrics(ours.metric_version)}"
+        )
+    for name, there in theirs.settings:
+        here = getattr(ours.settings, name)
+        if there != here and (name != "samples" or mode == "sampled"):
+            yield f"it was measured with {name} {_said(there)}, here with {_said(here)}"
+
+
+def _said(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:g}"
+
+
+def version_of_metrics(version: int | None) -> str:
+    """A version in words."""
+    return "metrics without a version" if version is None else f"version {version} of the metrics"
+
+
+def _digest(digest: str | None) -> str:
+    return "unknown ones" if digest is None else digest[:SHOWN]
