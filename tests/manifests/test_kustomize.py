@@ -72,6 +72,20 @@ def test_pods_that_ask_for_more_than_restricted_are_refused(overlay: str) -> Non
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_namespace_has_no_label_that_kubeflows_profile_controller_sets(overlay: str) -> None:
+    # A server-side apply of another value is a conflict; `part-of` admits Kubeflow's own traffic.
+    labels = named(built(K8S / overlay), "Namespace")["metadata"]["labels"]
+    theirs = {
+        "app.kubernetes.io/part-of",
+        "istio-injection",
+        "katib.kubeflow.org/metrics-collector-injection",
+        "pipelines.kubeflow.org/enabled",
+        "serving.kubeflow.org/inferenceservice",
+    }
+    assert not theirs & labels.keys()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlays_change_amounts_and_nodes_and_nothing_else(overlay: str) -> None:
     base, made = built(K8S / "base"), built(K8S / overlay)
     assert [(d["kind"], d["metadata"]) for d in made] == [(d["kind"], d["metadata"]) for d in base]
