@@ -104,6 +104,57 @@ def test_the_defaults_lint_as_well() -> None:
         ("network.yaml", "- { port: http }", "- { port: htp }"),
         ("postgresql.yaml", "claimName:", "claim:"),
         ("postgresql.yaml", "key: password", "key: pasword"),
+        ("postgresql.yaml", "pg_isready, --username", "pg_isready, --user"),
+        ("postgresql.yaml", "resource-policy: keep", "resource-polcy: keep"),
+        ("postgresql.yaml", "POSTGRES_PASSWORD", "POSTGRES_PASWORD"),
+        ("postgresql.yaml", "ReadWriteOnce", "ReadWriteOne"),
+        ("mlflow.yaml", "path: /health", "path: /helth"),
+        ("mlflow.yaml", "--artifacts-destination", "--artifact-destination"),
+        ("mlflow.yaml", "mlflow, db, upgrade", "mlflow, db, update"),
+        ("mlflow.yaml", "MLFLOW_SERVER_ENABLE_JOB", "MLFLOW_SERVER_ENABLED_JOB"),
+        ("mlflow.yaml", "$(MLFLOW_BACKEND_STORE_URI)", "$(MLFLOW_BACKEND_STORE_URL)"),
+        ("_pods.tpl", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_BACKEND_STORE_URL"),
+        ("_pods.tpl", '"AWS_ENDPOINT_URL_S3"', '"AWS_ENDPOINT_URL_S"'),
+        ("_pods.tpl", "OnRootMismatch", "OnRootMissmatch"),
+        ("_pods.tpl", "value: /tmp", "value: /temp"),
+        ("_pods.tpl", ":5432/mlflow", ":5433/mlflow"),
+        ("sandbox.yaml", "path: /health", "path: /healthx"),
+        ("sandbox.yaml", "--workers=", "--worker="),
+        ("sandbox.yaml", "toolwise.tools.server", "toolwise.tool.server"),
+        ("searxng.yaml", "SEARXNG_SECRET", "SEARXNG_SECRT"),
+        ("searxng.yaml", "path: /healthz", "path: /health"),
+        ("agent.yaml", "serving.kserve.io/deploymentMode", "serving.kserve.io/deployementMode"),
+        ("agent.yaml", "deploymentMode: Standard", "deploymentMode: Standrad"),
+        ("agent.yaml", "--request-seconds", "--request-second"),
+        ("agent.yaml", "--model_name", "--modelname"),
+        ("agent.yaml", "name: huggingface", "name: hugingface"),
+        ("agent.yaml", "name: kserve-container", "name: kserve-contaner"),
+        ("agent.yaml", "/v2/health/live", "/v2/health/alive"),
+        ("agent.yaml", '(list . "mlflow") }}:5000', '(list . "mlflow") }}:5001'),
+        ("agent.yaml", "TOOLWISE_SANDBOX", "TOOLWISE_SANDBX"),
+        ("disruption.yaml", "component: transformer", "component: transformr"),
+        ("monitoring.yaml", "component: transformer", "component: transformr"),
+        ("monitoring.yaml", 'grafana_dashboard: "1"', 'grafana_dashbord: "1"'),
+        ("monitoring.yaml", "path: /metrics", "path: /metric"),
+        ("network.yaml", "component: predictor", "component: predicter"),
+        ("network.yaml", "metadata.name: kube-system", "metadata.nam: kube-system"),
+        ("network.yaml", "metadata.name: kube-system", "metadata.name: kube-sytem"),
+        ("network.yaml", "policyTypes: [Ingress, Egress]", "policyTypes: [Ingress, Egres]"),
+        ("network.yaml", "values: [sandbox", "values: [sandbx"),
+        ("network.yaml", "protocol: UDP", "protocol: UPD"),
+        ("network.yaml", "169.254.0.0/16", "169.254.0.0/61"),
+        ("_network.tpl", "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s.io/jobsetname"),
+        ("_network.tpl", "kubeflow.org/v2_component", "kubeflow.org/v2_componet"),
+        ("_network.tpl", "kserve.io/inferenceservice", "kserve.io/inferenceservce"),
+        ("_network.tpl", "app.kubernetes.io/name: vllm", "app.kubernetes.io/name: vlm"),
+        ("_network.tpl", "operator: Exists", "operator: Exist"),
+        ("accounts.yaml", "name: {{ $.Values.storage.secret }}", "name: toolwise-storag"),
+        ("accounts.yaml", "resources: [trainjobs]", "resources: [trainjob]"),
+        ("accounts.yaml", "[kfp-launcher]", "[kfp-luncher]"),
+        ("accounts.yaml", "verbs: [create, get, delete]", "verbs: [create, gte, delete]"),
+        ("tests/_test.tpl", "helm.sh/hook: test", "helm.sh/hook: tests"),
+        ("tests/mlflow.yaml", "import sys, ", "import sys "),
+        ("tests/searxng.yaml", ":8080/search", ":8081/search"),
     ],
 )
 def test_a_typo_in_a_template_is_caught(file: str, right: str, wrong: str, tmp_path: Path) -> None:
@@ -113,6 +164,11 @@ def test_a_typo_in_a_template_is_caught(file: str, right: str, wrong: str, tmp_p
     assert right in text
     template.write_text(text.replace(right, wrong, 1))
     assert check(render(merged(values("values-gpu"), AGENT, MONITORED), chart), OUTSIDE) != []
+
+
+def test_everything_is_in_the_releases_namespace() -> None:
+    documents = render(merged(values("values-gpu"), AGENT, MONITORED))
+    assert {document["metadata"].get("namespace") for document in documents} == {"toolwise"}
 
 
 # Values
