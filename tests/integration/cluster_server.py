@@ -26,7 +26,7 @@ class World:
         resources: API group and version → kinds of object there.
         rights: those that a service account has; all, where there are none.
         forbidden: paths (their beginnings) that are answered 403.
-        buckets: S3's.
+        buckets: S3's, and `bucket/key` of objects.
         images: the registry's, `repository:tag`.
         login: who may pull, where the registry asks for a token.
         texts: path → plain text, the logs of pods.
