@@ -27,6 +27,7 @@ SERVING_RUNTIME = "kserve-huggingfaceserver"
 KSERVE_FLAGS = (
     "kserve.controller.deploymentMode=Standard",
     "kserve.controller.gateway.domain=example.com",
+    "kserve.controller.gateway.urlScheme=https",
     "kserve.controller.gateway.ingressGateway.enableGatewayApi=true",
     "kserve.controller.gateway.ingressGateway.kserveGateway=istio-system/kserve-ingress-gateway",
     "kserve.controller.gateway.ingressGateway.className=istio",
