@@ -38,7 +38,7 @@ HELM = (
     "helm upgrade --install toolwise charts/toolwise --namespace {namespace} --create-namespace "
     "-f charts/toolwise/values-gpu.yaml"
 )
-OVERLAY = "kubectl apply -k k8s/overlays/gpu"
+OVERLAY = "kubectl apply --server-side -k k8s/overlays/gpu"
 
 _TRAINER_RIGHTS = (
     *((verb, GROUP, "trainjobs") for verb in ("create", "get", "delete")),

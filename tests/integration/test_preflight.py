@@ -129,7 +129,7 @@ def without(path: str) -> Change:
         (
             without(f"/apis/{TRAINER}/clustertrainingruntimes/toolwise-torch"),
             "ClusterTrainingRuntime toolwise-torch",
-            "kubectl apply -k k8s/overlays/gpu",
+            "kubectl apply --server-side -k k8s/overlays/gpu",
         ),
         (
             lambda w: w.resources.pop(KSERVE),
@@ -139,7 +139,7 @@ def without(path: str) -> Change:
         (
             without(f"{SPACE}/persistentvolumeclaims/training"),
             "volume claim training in toolwise",
-            "kubectl apply -k k8s/overlays/gpu",
+            "kubectl apply --server-side -k k8s/overlays/gpu",
         ),
         (
             without(f"{SPACE}/services/toolwise-mlflow"),
