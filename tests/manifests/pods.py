@@ -152,6 +152,8 @@ def _pod_security(spec: Document) -> Iterator[str]:
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(field):
             yield f"{field} is not allowed"
+    if spec.get("securityContext", {}).get("sysctls"):
+        yield "sysctls are not allowed"
     seccomp = spec.get("securityContext", {}).get("seccompProfile", {})
     if seccomp.get("type", "RuntimeDefault") not in _SECCOMP:
         yield "the pod's seccompProfile is not RuntimeDefault"
@@ -171,6 +173,8 @@ def _container_security(container: Document, spec: Document) -> Iterator[str]:
         yield "seccompProfile is not RuntimeDefault"
     if own.get("allowPrivilegeEscalation") is not False:
         yield "allowPrivilegeEscalation is not false"
+    if own.get("procMount", "Default") != "Default":
+        yield f"procMount {own['procMount']} is not allowed"
     if own.get("privileged"):
         yield "privileged is not allowed"
     if own.get("readOnlyRootFilesystem") is not True:

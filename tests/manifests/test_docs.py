@@ -13,6 +13,8 @@ from tests.manifests.chart import render, values
 from tests.manifests.kustomize import K8S, KUBECTL, built
 from tests.manifests.manifests import Document, check, read
 from tests.manifests.pods import pods
+from toolwise.profile import load_profile
+from toolwise.tools.search.corpus import read_corpus
 
 PREREQUISITES = K8S / "PREREQUISITES.md"
 KUBERNETES = K8S.parent / "docs/kubernetes.md"
@@ -62,6 +64,23 @@ def test_the_gateway_serves_https_alone_with_cert_managers_certificate() -> None
     assert f"gateway.domain={listener['hostname'].removeprefix('*.')} " in flags
     name = f"{gateway['metadata']['namespace']}/{gateway['metadata']['name']}"
     assert f"kserveGateway={name}" in flags
+
+
+# The corpus
+
+
+def test_the_corpuss_example_is_a_line_that_text_search_reads(tmp_path: Path) -> None:
+    text = section(KUBERNETES, "3. The corpus")
+    [example] = re.findall(r"```json\n(.*?)```", text, re.S)
+    (tmp_path / "corpus.jsonl").write_text(example)
+    [passage] = read_corpus(tmp_path / "corpus.jsonl")
+    assert passage.title == "Anarchism"
+    [script] = re.findall(r"python - <<'EOF'\n(.*?)\nEOF", text, re.S)
+    compile(script, "corpus", "exec")
+    assert {f'"{field}":' in script for field in passage._fields} == {True}
+    published = load_profile("qwen3-vl-8b").data.published
+    assert published is not None
+    assert f"aws s3 cp wikipedia.jsonl {published.corpus} " in text
 
 
 # A workstation

@@ -176,6 +176,7 @@ def test_a_wrong_shape_is_found(plant: Plant, fault: str) -> None:
         (lambda c: c["securityContext"].update(runAsUser=0), "runAsUser is 0"),
         (lambda c: c["securityContext"].update(runAsNonRoot=False), "runAsNonRoot is not true"),
         (lambda c: c["securityContext"].update(privileged=True), "privileged is not allowed"),
+        (lambda c: c["securityContext"].update(procMount="Unmasked"), "procMount Unmasked"),
         (lambda c: c["securityContext"].pop("allowPrivilegeEscalation"), "allowPrivilegeEscal"),
         (lambda c: c["securityContext"].pop("readOnlyRootFilesystem"), "readOnlyRootFilesystem"),
         (lambda c: c["securityContext"].pop("capabilities"), "does not drop ALL"),
@@ -235,6 +236,10 @@ def test_a_container_that_breaks_a_rule_is_found(plant: Plant, fault: str) -> No
     [
         (lambda p: p.update(hostNetwork=True), "hostNetwork is not allowed"),
         (lambda p: p["volumes"].append({"name": "h", "hostPath": {"path": "/"}}), "hostPath"),
+        (
+            lambda p: p["securityContext"].update(sysctls=[{"name": "net.core.x", "value": "1"}]),
+            "sysctls are not allowed",
+        ),
         (lambda p: p.update(serviceAccountName="wob"), "there is no ServiceAccount wob"),
         (lambda p: p.update(runtimeClassName="runsc"), "there is no RuntimeClass runsc"),
         (lambda p: p.update(tolerations=[{"key": "nvidia.com/gpus"}]), "nobody knows nvidia"),
