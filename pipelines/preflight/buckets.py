@@ -1,4 +1,4 @@
-"""Whether a bucket is there for the credentials that the steps will have."""
+"""Whether a bucket or object is there for the credentials that the steps will have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from pipelines.preflight.finding import Answer
 
 
-def look_up_bucket(bucket: str, secret: Mapping[str, str]) -> Answer:
-    """Ask for a bucket.
+def look_up_bucket(bucket: str, secret: Mapping[str, str], key: str = "") -> Answer:
+    """Ask for a bucket, or for an object in it.
 
     Args:
         bucket: its name.
         secret: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_ENDPOINT_URL_S3`.
+        key: the object's; empty asks for the bucket.
     """
     import boto3
     from botocore.config import Config
@@ -36,11 +37,14 @@ def look_up_bucket(bucket: str, secret: Mapping[str, str]) -> Answer:
             aws_secret_access_key=secret.get("AWS_SECRET_ACCESS_KEY"),
             config=quick,
         )
-        client.head_bucket(Bucket=bucket)
+        if key:
+            client.head_object(Bucket=bucket, Key=key)
+        else:
+            client.head_bucket(Bucket=bucket)
     except ClientError as error:
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
         if status == 404:
-            return Answer(False, f"{where} has no such bucket")
+            return Answer(False, f"{where} has no such {'object' if key else 'bucket'}")
         if status in (401, 403):
             return Answer(False, f"{where} refuses the secret's credentials")
         return Answer(None, f"{where} answers {status}")

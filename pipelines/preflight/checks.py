@@ -26,6 +26,7 @@ SERVING_RUNTIME = "kserve-huggingfaceserver"
 KSERVE_FLAGS = (
     "kserve.controller.deploymentMode=Standard",
     "kserve.controller.gateway.domain=example.com",
+    "kserve.controller.gateway.urlScheme=https",
     "kserve.controller.gateway.ingressGateway.enableGatewayApi=true",
     "kserve.controller.gateway.ingressGateway.kserveGateway=istio-system/kserve-ingress-gateway",
     "kserve.controller.gateway.ingressGateway.className=istio",
@@ -45,7 +46,7 @@ HELM = (
     "helm upgrade --install toolwise charts/toolwise --namespace {namespace} --create-namespace "
     "-f charts/toolwise/values-gpu.yaml"
 )
-OVERLAY = "kubectl apply -k k8s/overlays/gpu"
+OVERLAY = "kubectl apply --server-side -k k8s/overlays/gpu"
 
 _TRAINER_RIGHTS = (
     *((verb, GROUP, "trainjobs") for verb in ("create", "get", "delete")),
@@ -297,7 +298,7 @@ class Checks:
             yield Finding(what, "missing", "; ".join([f"there are {total}", *passed_over]), mend)
 
     def buckets(self) -> Iterator[Finding]:
-        """The buckets of the profile's addresses, with the credentials of its secret."""
+        """The buckets of the profile's addresses, and its corpus, with its secret's credentials."""
         serving, published = self.kubeflow.serving, self.profile.data.published
         addresses = [self.kubeflow.exchange, serving and serving.models]
         if published:
@@ -317,6 +318,12 @@ class Checks:
             endpoint = secret.get("AWS_ENDPOINT_URL_S3")
             option = f" --endpoint-url {endpoint}" if endpoint else ""
             yield _answered(what, *answer, f"aws s3 mb s3://{name}{option}")
+            corpus = urlsplit((published and published.corpus) or "")
+            if answer.present and (corpus.scheme, corpus.netloc) == ("s3", name):
+                address, key = corpus.geturl(), corpus.path.lstrip("/")
+                # docs/kubernetes.md says how to make the file.
+                mend = f"aws s3 cp {key.rpartition('/')[2]} {address}{option}"
+                yield _answered(f"corpus {address}", *look_up_bucket(name, secret, key), mend)
 
     def images(self) -> Iterator[Finding]:
         """The images of the steps and of the endpoint, at their registries."""

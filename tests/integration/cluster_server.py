@@ -28,7 +28,7 @@ class World:
         forbidden: paths (their beginnings) that are answered 403.
         broken: paths (their beginnings) that are answered 503.
         token: what requests have to carry.
-        buckets: S3's.
+        buckets: S3's, and `bucket/key` of objects.
         images: the registry's, `repository:tag`.
         login: who may pull, where the registry asks for a token.
         texts: path → plain text, the logs of pods.

@@ -51,6 +51,7 @@ def healthy(found: Object, reads: int) -> None:
             condition("PredictorReady", "True"),
         ],
         "url": "http://metis.agents.example.com/",
+        "address": {"url": "http://metis-transformer.agents.svc.cluster.local"},
     }
 
 
@@ -105,6 +106,18 @@ def deploy(services: InferenceServices, version: int, attempt: Any = works, **op
 
 def weights(cluster: InferenceServiceServer) -> str:
     return cluster.objects["metis"]["spec"]["predictor"]["model"]["storageUri"]
+
+
+def test_inside_a_pod_it_is_tried_at_the_name_that_pods_resolve(
+    services: InferenceServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Kubernetes sets it in every container.
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    tried: list[Endpoint] = []
+    endpoint = deploy(services, 1, tried.append)
+    inside = "http://metis-transformer.agents.svc.cluster.local/openai/v1"
+    assert tried == [Endpoint(inside, "metis")]
+    assert endpoint == Endpoint("http://metis.agents.example.com/openai/v1", "metis")
 
 
 def test_it_is_applied_waited_for_and_tried_at_the_services_address(

@@ -66,7 +66,7 @@ def everything(address: str) -> World:
             "/apis/serving.kserve.io/v1alpha1/clusterservingruntimes/kserve-huggingfaceserver": {},
             "/api/v1/nodes": {"items": [node]},
         },
-        buckets={"toolwise"},
+        buckets={"toolwise", "toolwise/corpora/wikipedia.jsonl"},
         images={f"toolwise/{name}:0.1.0" for name in IMAGES},
     )
     world.add_secret(
@@ -135,7 +135,7 @@ def without(path: str) -> Change:
         (
             without(f"/apis/{TRAINER}/clustertrainingruntimes/toolwise-torch"),
             "ClusterTrainingRuntime toolwise-torch",
-            "kubectl apply -k k8s/overlays/gpu",
+            "kubectl apply --server-side -k k8s/overlays/gpu",
         ),
         (
             lambda w: w.resources.pop(KSERVE),
@@ -145,7 +145,7 @@ def without(path: str) -> Change:
         (
             without(f"{SPACE}/persistentvolumeclaims/training"),
             "volume claim training in toolwise",
-            "kubectl apply -k k8s/overlays/gpu",
+            "kubectl apply --server-side -k k8s/overlays/gpu",
         ),
         (
             without(f"{SPACE}/services/toolwise-mlflow"),
@@ -186,6 +186,11 @@ def without(path: str) -> Change:
             lambda w: w.buckets.clear(),
             "bucket toolwise",
             "aws s3 mb s3://toolwise --endpoint-url http://127.0.0.1",
+        ),
+        (
+            lambda w: w.buckets.remove("toolwise/corpora/wikipedia.jsonl"),
+            "corpus s3://toolwise/corpora/wikipedia.jsonl",
+            "aws s3 cp wikipedia.jsonl s3://toolwise/corpora/wikipedia.jsonl --endpoint-url http://",
         ),
         (
             lambda w: w.images.remove("toolwise/agent:0.1.0"),

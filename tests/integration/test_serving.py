@@ -345,8 +345,8 @@ def test_metrics_count_calls_abstentions_and_time(server: ServedProcess) -> None
             server.metric("toolwise_tool_calls_total", tool="python"),
             server.metric("toolwise_tool_calls_total", tool="unknown"),
             server.metric("toolwise_abstained_total"),
-            server.metric("toolwise_request_seconds_count", tools="auto"),
-            server.metric("toolwise_request_seconds_count", tools="none"),
+            server.metric("toolwise_request_seconds_count", tools="auto", outcome="answered"),
+            server.metric("toolwise_request_seconds_count", tools="none", outcome="answered"),
             server.metric("toolwise_model_turn_seconds_count"),
             server.metric("toolwise_tool_seconds_count", tool="python"),
         ]
@@ -382,12 +382,14 @@ def test_every_turn_and_call_is_a_span_of_the_callers_trace(
 
 
 def test_a_failing_model_is_a_503_and_the_server_lives(server: ServedProcess) -> None:
+    timed = server.metric("toolwise_request_seconds_count", outcome="failed")
     failures = server.metric("toolwise_backend_failures_total")
     for stream in (False, True):
         with pytest.raises(openai.InternalServerError, match="scripted 403") as failed:
             ask(server, "!status 403", stream=stream)
         assert failed.value.status_code == 503
     assert server.metric("toolwise_backend_failures_total") == failures + 2
+    assert server.metric("toolwise_request_seconds_count", outcome="failed") == timed + 2
     assert ask(server, "<answer>4</answer>").choices[0].message.content == "4"
 
 

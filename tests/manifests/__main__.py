@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tests.manifests import kustomize
 from tests.manifests.chart import OUTSIDE, VALUES, lint, render, values
-from tests.manifests.manifests import check
+from tests.manifests.manifests import check, read
 
 
 def faults() -> Iterator[str]:
@@ -19,8 +19,14 @@ def faults() -> Iterator[str]:
     base = kustomize.faults(kustomize.written(kustomize.K8S / "base"))
     yield from (f"k8s/base: {fault}" for fault in base)
     for overlay in kustomize.OVERLAYS if kustomize.KUBECTL else ():
-        wrong = kustomize.faults(kustomize.built(kustomize.K8S / overlay))
+        folder = kustomize.K8S / overlay
+        wrong = (*kustomize.patch_faults(folder), *kustomize.faults(kustomize.built(folder)))
         yield from (f"k8s/{overlay}: {fault}" for fault in wrong)
+    endpoint = check(kustomize.written(kustomize.K8S / "endpoint"), kustomize.OUTSIDE)
+    yield from (f"k8s/endpoint: {fault}" for fault in endpoint)
+    for path in sorted((kustomize.K8S / "examples").glob("*.yaml")):
+        wrong = check(read(path.read_text()), kustomize.OUTSIDE)
+        yield from (f"k8s/examples/{path.name}: {fault}" for fault in wrong)
 
 
 def unchecked() -> str:

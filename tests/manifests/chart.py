@@ -13,8 +13,9 @@ from tests.manifests.manifests import Document, read
 CHART = Path(__file__).parents[2] / "charts" / "toolwise"
 OUTSIDE = frozenset(
     {
-        "Pod/app.kubernetes.io/name=vllm",  # toolwise/training/launcher/vllm_servers.py
-        "Secret/toolwise-storage",
+        "Secret/toolwise-storage/AWS_ACCESS_KEY_ID",
+        "Secret/toolwise-storage/AWS_ENDPOINT_URL_S3",
+        "Secret/toolwise-storage/AWS_SECRET_ACCESS_KEY",
         "ServingRuntime/kserve-huggingfaceserver",
     }
 )

@@ -8,13 +8,23 @@ from typing import Any
 
 import yaml
 
-from tests.manifests.pods import pod_faults, pods
+from tests.manifests.operators import vocabulary_faults
+from tests.manifests.pods import Pod, config_faults, pod_faults, pods
+from tests.manifests.programs import program_faults
 from tests.manifests.references import References
 from tests.manifests.schemas import schema_faults
 
 Document = dict[str, Any]
 
-OUTSIDE = frozenset({"RuntimeClass/gvisor"})
+OUTSIDE = frozenset(
+    {
+        "RuntimeClass/gvisor",
+        *(
+            f"Namespace/{name}"
+            for name in ("istio-system", "kube-system", "kubeflow", "monitoring")
+        ),
+    }
+)
 """Made by whoever runs the cluster; see k8s/PREREQUISITES.md."""
 
 
@@ -28,26 +38,45 @@ def check(documents: list[Document], outside: Collection[str] = ()) -> list[str]
 
     Args:
         documents: the manifests, rendered.
-        outside: objects they refer to that are made elsewhere, as `Kind/name`; pods that their
-            selectors match, as `Pod/label=value`.
+        outside: objects they refer to that are made elsewhere, as `Kind/name`, or with the keys
+            of a Secret as `Secret/name/key`; images of unknown programs as `Image/image`.
 
     Returns:
         One line a fault: the object, the field, what is wrong. Empty where nothing is.
     """
     faults = [*_duplicates(documents)]
-    references = References(documents, {*OUTSIDE, *outside})
+    sound = []
     for document in documents:
-        name = f"{document.get('kind')} {document.get('metadata', {}).get('name')}"
-        if wrong := [*schema_faults(document)]:
-            # What has the wrong shape cannot be read any further.
-            faults += [f"{name}: {fault}" for fault in wrong]
-            continue
-        wrong = (*_rule_faults(document), *references.document_faults(document))
-        faults += [f"{name}: {fault}" for fault in wrong]
+        wrong = [*schema_faults(document)]
+        faults += [f"{_named(document)}: {fault}" for fault in wrong]
+        # What has the wrong shape cannot be read any further.
+        if not wrong:
+            sound.append(document)
+    references = References(sound, {*OUTSIDE, *outside})
+    for document in sound:
+        wrong = (
+            *vocabulary_faults(document),
+            *_rule_faults(document),
+            *references.document_faults(document),
+        )
+        faults += [f"{_named(document)}: {fault}" for fault in wrong]
         for pod in pods(document):
             wrong = (*pod_faults(pod), *references.pod_faults(pod))
+            wrong = (*wrong, *_program_faults(pod, outside))
             faults += [f"{pod.owner}: {fault}" for fault in wrong]
     return faults
+
+
+def _named(document: Document) -> str:
+    return f"{document.get('kind')} {document.get('metadata', {}).get('name')}"
+
+
+def _program_faults(pod: Pod, outside: Collection[str]) -> Iterator[str]:
+    model = [{"name": "model", **pod.spec["model"]}] if "model" in pod.spec else []
+    for container in (*pod.containers, *model):
+        if f"Image/{container.get('image')}" not in outside:
+            where = f"container {container['name']}"
+            yield from (f"{where}: {fault}" for fault in program_faults(container))
 
 
 def _duplicates(documents: list[Document]) -> Iterator[str]:
@@ -63,6 +92,8 @@ def _duplicates(documents: list[Document]) -> Iterator[str]:
 
 def _rule_faults(document: Document) -> Iterator[str]:
     kind = document["kind"]
+    if kind == "ConfigMap":
+        yield from config_faults(document)
     if kind in ("Role", "ClusterRole"):
         for rule in document.get("rules") or ():
             if "*" in (*rule.get("verbs", ()), *rule.get("resources", ()), *rule["apiGroups"]):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
+
+from kubernetes.utils.quantity import parse_quantity
 
 Document = dict[str, Any]
 
@@ -29,9 +32,18 @@ _VOLUMES = (
     "secret",
 )
 """Kinds of volume that the Pod Security Standard "restricted" allows."""
+_REFERENCE = re.compile(r"\$\((\w+)\)")
+_SECCOMP = ("RuntimeDefault", "Localhost")
 _SECRET_NAME = re.compile(
-    r"(^|_)(PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|KEY|CREDENTIALS?)($|_)", re.IGNORECASE
+    r"PASS(?!IVE|ES\b)|SECRET|CREDENTIAL|TOKEN(?![A-Z])|KEY(?![A-Z])", re.IGNORECASE
 )
+"""`DB_PASSWORD`, `PGPASS`, `OPENAI_APIKEY`, `--api-key`; not `--max-tokens` or `--keys`."""
+_PLACE = re.compile(r"(FILE|PATH|DIR|FOLDER|HOME)$", re.IGNORECASE)
+"""Ends of the names of variables and options that say where a secret is."""
+_SETTING = re.compile(
+    r"""^\s*["']?([\w.-]+)["']?[ \t]*[:=][ \t]*["']?([^\s"',{\[]+)""", re.MULTILINE
+)
+"""A name and its value, in YAML, JSON, TOML, INI or an environment file."""
 _SECRET_VALUE = re.compile(r"://[^/\s:@$]*:[^/\s@$]+@")
 """A password within an address; `$(VARIABLE)` is a reference and passes."""
 
@@ -41,14 +53,14 @@ class Pod(NamedTuple):
 
     Args:
         owner: kind and name of that object.
-        namespace: its namespace.
+        namespace: its namespace; None stands for any.
         labels: the pod's.
         spec: the pod's.
         serves: whether it is to be ready for requests.
     """
 
     owner: str
-    namespace: str
+    namespace: str | None
     labels: dict[str, str]
     spec: Document
     serves: bool
@@ -111,6 +123,7 @@ def pod_faults(pod: Pod) -> Iterator[str]:
         yield from (f"{where}: {fault}" for fault in _container_security(container, pod.spec))
         yield from (f"{where}: {fault}" for fault in _resources(container))
         yield from (f"{where}: {fault}" for fault in _secrets(container))
+        yield from (f"{where}: {fault}" for fault in _variables(container))
     # KServe merges `model` into a container of the ServingRuntime, which brings image and user.
     if model := pod.spec.get("model"):
         yield from (f"model: {fault}" for fault in (*_resources(model), *_secrets(model)))
@@ -139,6 +152,11 @@ def _pod_security(spec: Document) -> Iterator[str]:
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(field):
             yield f"{field} is not allowed"
+    if spec.get("securityContext", {}).get("sysctls"):
+        yield "sysctls are not allowed"
+    seccomp = spec.get("securityContext", {}).get("seccompProfile", {})
+    if seccomp.get("type", "RuntimeDefault") not in _SECCOMP:
+        yield "the pod's seccompProfile is not RuntimeDefault"
     for volume in spec.get("volumes", ()):
         if wrong := sorted(set(volume) - {"name", *_VOLUMES}):
             yield f"volume {volume['name']}: {', '.join(wrong)} is not allowed"
@@ -151,10 +169,12 @@ def _container_security(container: Document, spec: Document) -> Iterator[str]:
         yield "runAsNonRoot is not true"
     if context.get("runAsUser") == 0:
         yield "runAsUser is 0, which is root"
-    if context.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+    if context.get("seccompProfile", {}).get("type") not in _SECCOMP:
         yield "seccompProfile is not RuntimeDefault"
     if own.get("allowPrivilegeEscalation") is not False:
         yield "allowPrivilegeEscalation is not false"
+    if own.get("procMount", "Default") != "Default":
+        yield f"procMount {own['procMount']} is not allowed"
     if own.get("privileged"):
         yield "privileged is not allowed"
     if own.get("readOnlyRootFilesystem") is not True:
@@ -170,21 +190,54 @@ def _container_security(container: Document, spec: Document) -> Iterator[str]:
 
 
 def _resources(container: Document) -> Iterator[str]:
-    for kind in ("requests", "limits"):
-        amounts = container.get("resources", {}).get(kind, {})
+    amounts = container.get("resources", {})
+    requests, limits = (amounts.get(kind, {}) for kind in ("requests", "limits"))
+    for kind, given in (("requests", requests), ("limits", limits)):
         for resource in ("cpu", "memory"):
-            if resource not in amounts:
+            if resource not in given:
                 yield f"resources.{kind} has no {resource}"
+    for resource in requests.keys() & limits.keys():
+        if parse_quantity(limits[resource]) < parse_quantity(requests[resource]):
+            yield f"resources: the limit of {resource} is less than what is requested"
+
+
+def _variables(container: Document) -> Iterator[str]:
+    """Of `$(NAME)` in the command line, which Kubernetes leaves as it is where there is no NAME."""
+    given = {variable["name"] for variable in container.get("env", ())}
+    for text in (*container.get("command", ()), *container.get("args", ())):
+        for name in _REFERENCE.findall(str(text)):
+            if name not in given:
+                yield f"there is no variable {name} to put into {text}"
 
 
 def _secrets(container: Document) -> Iterator[str]:
     for variable in container.get("env", ()):
         name, value = variable["name"], str(variable.get("value", ""))
-        literal = value and not value.startswith(("$(", "/"))
-        if literal and _SECRET_NAME.search(name):
+        if _is_secret(name, value):
             yield f"env {name} is a literal; take it from a Secret"
         elif _SECRET_VALUE.search(value):
             yield f"env {name} holds a password; take it from a Secret"
-    for argument in (*container.get("command", ()), *container.get("args", ())):
-        if _SECRET_VALUE.search(str(argument)):
+    line = [str(part) for field in ("command", "args") for part in container.get(field, ())]
+    for argument, following in pairwise([*line, ""]):
+        name, given, value = argument.partition("=")
+        if name.startswith("-") and _is_secret(name, value if given else following):
+            yield f"the argument {name} is a literal; take it from a Secret"
+        elif _SECRET_VALUE.search(argument):
             yield "an argument holds a password; take it from a Secret"
+
+
+def config_faults(document: Document) -> Iterator[str]:
+    """Secrets in a ConfigMap, as a key or as a setting within a file."""
+    for key, content in (document.get("data") or {}).items():
+        settings = [(key, content), *_SETTING.findall(content)]
+        for name in sorted({name for name, value in settings if _is_secret(name, value)}):
+            yield f"data.{key}: {name} is a secret; keep it in a Secret"
+        if _SECRET_VALUE.search(content):
+            yield f"data.{key} holds a password; keep it in a Secret"
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Whether a variable, option or setting of this name should not have the value in the open."""
+    if not value or "$(" in value or "${" in value or value.lower() in ("true", "false", "null"):
+        return False
+    return bool(_SECRET_NAME.search(name)) and not _PLACE.search(name)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
+from ipaddress import ip_network
 from typing import Any
 
+from tests.manifests.operators import PODS
 from tests.manifests.pods import Pod, pods
 
 Document = dict[str, Any]
 
-OPERATED = (
-    "component",  # of the pods of an InferenceService
-    "batch.kubernetes.io/",
-    "jobset.sigs.k8s.io/",
-    "pipelines.kubeflow.org/",
-    "serving.kserve.io/",
-    "trainer.kubeflow.org/",
+_ADDRESS = re.compile(
+    r"://(?P<name>[a-z0-9-]+)(\.(?P<space>[a-z0-9-]+)\.svc(\.cluster\.local)?)?:(?P<port>\d+)"
 )
-"""Prefixes of labels that operators put on the pods they make; such pods are in no manifest."""
+"""A Service of the cluster in a URL."""
 _CLUSTER_ACCOUNTS = frozenset({"default"})
 
 
@@ -26,13 +24,16 @@ class References:
 
     Args:
         documents: the rendering.
-        outside: what is made elsewhere, as `Kind/name`, and pods as `Pod/label=value`.
+        outside: what is made elsewhere, as `Kind/name`, or with its keys as `Kind/name/key`.
     """
 
     def __init__(self, documents: list[Document], outside: Collection[str]) -> None:
         self._documents = documents
-        self._outside = frozenset(outside)
-        self._pods = [pod for document in documents for pod in pods(document)]
+        self._outside: dict[str, set[str]] = {}
+        for name in outside:
+            kind, name, *key = name.split("/", 2)
+            self._outside.setdefault(f"{kind}/{name}", set()).update(key)
+        self._pods = [*PODS, *(pod for document in documents for pod in pods(document))]
         self._keys: dict[tuple[str, str, str], frozenset[str] | None] = {}
         for document in documents:
             self._keys.update(_provided(document))
@@ -56,6 +57,9 @@ class References:
             yield from self._container_faults(container, pod)
         for volume in spec.get("volumes", ()):
             yield from self._volume_faults(volume, space)
+        for constraint in spec.get("topologySpreadConstraints", ()):
+            if not selects(constraint["labelSelector"], pod.labels):
+                yield "a topologySpreadConstraint does not select the pod itself"
 
     def document_faults(self, document: Document) -> Iterator[str]:
         """References of an object, its pods' excepted, that lead nowhere."""
@@ -63,6 +67,9 @@ class References:
         space = document["metadata"].get("namespace", "")
         spec = document.get("spec", {})
         match kind:
+            case "ServiceAccount":
+                for secret in (*document.get("secrets", ()), *document.get("imagePullSecrets", ())):
+                    yield from self._missing("Secret", space, secret["name"])
             case "Service":
                 yield from self._service_faults(spec, space)
             case "Deployment" | "StatefulSet" | "DaemonSet":
@@ -83,9 +90,28 @@ class References:
             case "RoleBinding" | "ClusterRoleBinding":
                 yield from self._binding_faults(document, space)
             case "InferenceService":
+                yield from self._model_name_faults(document)
                 runtime = spec["predictor"].get("model", {}).get("runtime")
                 if runtime and not self._exists("ClusterServingRuntime", "", runtime):
                     yield from self._missing("ServingRuntime", space, runtime)
+
+    def _model_name_faults(self, document: Document) -> Iterator[str]:
+        """An InferenceService's own name, and KServe's names, where its parts repeat them."""
+        name, spec = document["metadata"]["name"], document["spec"]
+        model = spec["predictor"].get("model", {})
+        for argument in model.get("args", ()):
+            option, _, value = argument.partition("=")
+            if option == "--model_name" and value != name:
+                yield f"the model is served as {value}, not as {name}"
+        format_name = model.get("modelFormat", {}).get("name", "huggingface")
+        if format_name != "huggingface":
+            yield f"the ServingRuntime does not serve the format {format_name}"
+        for container in spec.get("transformer", {}).get("containers", ()):
+            if container["name"] != "kserve-container":
+                yield f"KServe looks for the container kserve-container, not {container['name']}"
+            path = container.get("readinessProbe", {}).get("httpGet", {}).get("path")
+            if path != f"/v1/models/{name}":
+                yield f"readinessProbe asks {path}, not for the model {name}"
 
     # Objects and their keys
 
@@ -102,7 +128,9 @@ class References:
         if source.get("optional"):
             return
         yield from self._missing(kind, namespace, name)
-        keys = self._keys.get((kind, namespace, name))
+        # Of what is made elsewhere no keys may be known.
+        made_elsewhere = self._outside.get(f"{kind}/{name}") or None
+        keys = self._keys.get((kind, namespace, name), made_elsewhere)
         if keys is not None and key not in keys:
             yield f"{kind} {name} has no key {key}"
 
@@ -117,6 +145,7 @@ class References:
             for field, kind in (("secretRef", "Secret"), ("configMapRef", "ConfigMap")):
                 if field in source and not source[field].get("optional"):
                     yield from self._missing(kind, space, source[field]["name"])
+        yield from self._address_faults(container, space)
         volumes = {volume["name"] for volume in pod.spec.get("volumes", ())} | self._claimed(pod)
         for mount in container.get("volumeMounts", ()):
             if mount["name"] not in volumes:
@@ -127,6 +156,18 @@ class References:
                 port = container.get(probe, {}).get(way, {}).get("port")
                 if port is not None and port not in own:
                     yield f"container {container['name']}: {probe} asks port {port}, which is none"
+
+    def _address_faults(self, container: Document, space: str) -> Iterator[str]:
+        """Of Services that the environment or the command line names."""
+        texts = [str(variable.get("value", "")) for variable in container.get("env", ())]
+        texts += [str(text) for field in ("command", "args") for text in container.get(field, ())]
+        for found in (found for text in texts for found in _ADDRESS.finditer(text)):
+            name, port = found["name"], int(found["port"])
+            place = ("Service", found["space"] or space, name)
+            yield from self._missing(*place)
+            ports = self._keys.get(place)
+            if ports is not None and str(port) not in ports:
+                yield f"Service {name} has no port {port}"
 
     def _claimed(self, pod: Pod) -> set[str]:
         """Volumes that a StatefulSet claims for each of its pods."""
@@ -156,10 +197,14 @@ class References:
 
     def _binding_faults(self, document: Document, space: str) -> Iterator[str]:
         role = document["roleRef"]
+        if role["apiGroup"] != "rbac.authorization.k8s.io":
+            yield f"roleRef.apiGroup is never {role['apiGroup']}"
         yield from self._missing(
             role["kind"], space if role["kind"] == "Role" else "", role["name"]
         )
         for subject in document.get("subjects", ()):
+            if subject["kind"] not in ("Group", "ServiceAccount", "User"):
+                yield f"subjects: there is no kind {subject['kind']}"
             if subject["kind"] == "ServiceAccount" and subject["name"] not in _CLUSTER_ACCOUNTS:
                 namespace = subject.get("namespace", space)
                 yield from self._missing("ServiceAccount", namespace, subject["name"])
@@ -170,14 +215,24 @@ class References:
         return [
             pod
             for pod in self._pods
-            if pod.namespace == namespace and selects(selector, pod.labels)
+            if pod.namespace in (namespace, None) and selects(selector, pod.labels)
         ]
 
     def _selector_faults(self, selector: Document, namespace: str) -> Iterator[str]:
-        if selector == {} or _operated(selector) or f"Pod/{_shown(selector)}" in self._outside:
-            return
-        if not self._selected(selector, namespace):
+        if selector and not self._selected(selector, namespace):
             yield f"no pod matches {_shown(selector)}"
+        for term in selector.get("matchExpressions", ()):
+            for value in term.get("values", ()):
+                if not self._selected({"matchLabels": {term["key"]: value}}, namespace):
+                    yield f"no pod matches {term['key']}={value}"
+
+    def _namespace_faults(self, selector: Document) -> Iterator[str]:
+        """Namespaces are selected by the label that Kubernetes gives each of them."""
+        for name, value in selector.get("matchLabels", {}).items():
+            if name != "kubernetes.io/metadata.name":
+                yield f"no namespace has the label {name}"
+            else:
+                yield from self._missing("Namespace", "", value)
 
     def _service_faults(self, spec: Document, space: str) -> Iterator[str]:
         if "selector" not in spec:
@@ -196,7 +251,14 @@ class References:
             for rule in spec.get(direction) or ():
                 peers = rule.get(side, ())
                 for peer in peers:
-                    if "namespaceSelector" not in peer and "podSelector" in peer:
+                    for block in _blocks(peer):
+                        try:
+                            ip_network(block)
+                        except ValueError as error:
+                            yield str(error)
+                    if "namespaceSelector" in peer:
+                        yield from self._namespace_faults(peer["namespaceSelector"])
+                    elif "podSelector" in peer:
                         yield from self._selector_faults(peer["podSelector"], space)
                 yield from self._policy_port_faults(spec, rule, direction, peers, space)
 
@@ -216,6 +278,9 @@ class References:
                 yield f"{direction} port {port['port']} is none of the pods it leads to"
 
     def _monitor_faults(self, kind: str, spec: Document, space: str) -> Iterator[str]:
+        for label in spec.get("podTargetLabels", ()):
+            if not any(label in pod.labels for pod in self._pods):
+                yield f"podTargetLabels: no pod has {label}"
         endpoints = spec["endpoints" if kind == "ServiceMonitor" else "podMetricsEndpoints"]
         ports = {endpoint["port"] for endpoint in endpoints}
         if kind == "PodMonitor":
@@ -227,8 +292,6 @@ class References:
             if document["kind"] == "Service"
             and selects(spec["selector"], document["metadata"].get("labels", {}))
         ]
-        if _operated(spec["selector"]):
-            return
         if not services:
             yield f"no Service matches {_shown(spec['selector'])}"
         for service in services:
@@ -245,6 +308,8 @@ def _provided(document: Document) -> Iterator[tuple[tuple[str, str, str], frozen
     if kind in ("ConfigMap", "Secret"):
         fields = ("data", "stringData", "binaryData")
         keys = frozenset(key for field in fields for key in document.get(field) or {})
+    if kind == "Service":
+        keys = frozenset(str(port["port"]) for port in document["spec"]["ports"])
     yield (kind, space, metadata["name"]), keys
     if kind == "ExternalSecret":
         target = document["spec"].get("target", {}).get("name", metadata["name"])
@@ -275,10 +340,9 @@ def _fits(term: Document, labels: dict[str, str]) -> bool:
             return value is None
 
 
-def _operated(selector: Document) -> bool:
-    names = [*selector.get("matchLabels", {})]
-    names += [term["key"] for term in selector.get("matchExpressions", ())]
-    return any(name.startswith(OPERATED) for name in names)
+def _blocks(peer: Document) -> list[str]:
+    block = peer.get("ipBlock")
+    return [block["cidr"], *block.get("except", ())] if block else []
 
 
 def _shown(selector: Document) -> str:

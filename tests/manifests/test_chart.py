@@ -34,9 +34,18 @@ from toolwise.tools.sandbox import SANDBOX_VARIABLE, Isolation
 AGENT = {"agent": {"enabled": True, "model": "s3://toolwise/models/metis"}}
 EXTERNAL = {
     "mlflow": {
-        "database": {"bundled": False, "external": {"host": "pg.example.com", "secret": "pg"}}
+        "database": {
+            "bundled": False,
+            "external": {
+                "host": "pg.example.com",
+                "secret": "pg",
+                "sslMode": "verify-full",
+                "caSecret": "pg-ca",
+            },
+        }
     }
 }
+MONITORED = {"monitoring": {"serviceMonitor": True, "labels": {"release": "monitoring"}}}
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:
@@ -64,13 +73,17 @@ def small() -> list[Document]:
 
 
 @pytest.mark.parametrize("name", VALUES)
-@pytest.mark.parametrize("more", [{}, AGENT, EXTERNAL], ids=["as it is", "agent", "external"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, AGENT, EXTERNAL, MONITORED],
+    ids=["as it is", "agent", "external", "monitored"],
+)
 def test_every_values_file_lints_renders_and_keeps_the_rules(
     name: str, more: dict[str, Any]
 ) -> None:
     given = merged(values(name), more)
     assert lint(given) == []
-    assert check(render(given), {*OUTSIDE, "Secret/pg"}) == []
+    assert check(render(given), {*OUTSIDE, "Secret/pg", "Secret/pg-ca"}) == []
 
 
 def test_the_defaults_lint_as_well() -> None:
@@ -91,6 +104,57 @@ def test_the_defaults_lint_as_well() -> None:
         ("network.yaml", "- { port: http }", "- { port: htp }"),
         ("postgresql.yaml", "claimName:", "claim:"),
         ("postgresql.yaml", "key: password", "key: pasword"),
+        ("postgresql.yaml", "pg_isready, --username", "pg_isready, --user"),
+        ("postgresql.yaml", "resource-policy: keep", "resource-polcy: keep"),
+        ("postgresql.yaml", "POSTGRES_PASSWORD", "POSTGRES_PASWORD"),
+        ("postgresql.yaml", "ReadWriteOnce", "ReadWriteOne"),
+        ("mlflow.yaml", "path: /health", "path: /helth"),
+        ("mlflow.yaml", "--artifacts-destination", "--artifact-destination"),
+        ("mlflow.yaml", "mlflow, db, upgrade", "mlflow, db, update"),
+        ("mlflow.yaml", "MLFLOW_SERVER_ENABLE_JOB", "MLFLOW_SERVER_ENABLED_JOB"),
+        ("mlflow.yaml", "$(MLFLOW_BACKEND_STORE_URI)", "$(MLFLOW_BACKEND_STORE_URL)"),
+        ("_pods.tpl", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_BACKEND_STORE_URL"),
+        ("_pods.tpl", '"AWS_ENDPOINT_URL_S3"', '"AWS_ENDPOINT_URL_S"'),
+        ("_pods.tpl", "OnRootMismatch", "OnRootMissmatch"),
+        ("_pods.tpl", "value: /tmp", "value: /temp"),
+        ("_pods.tpl", ":5432/mlflow", ":5433/mlflow"),
+        ("sandbox.yaml", "path: /health", "path: /healthx"),
+        ("sandbox.yaml", "--workers=", "--worker="),
+        ("sandbox.yaml", "toolwise.tools.server", "toolwise.tool.server"),
+        ("searxng.yaml", "SEARXNG_SECRET", "SEARXNG_SECRT"),
+        ("searxng.yaml", "path: /healthz", "path: /health"),
+        ("agent.yaml", "serving.kserve.io/deploymentMode", "serving.kserve.io/deployementMode"),
+        ("agent.yaml", "deploymentMode: Standard", "deploymentMode: Standrad"),
+        ("agent.yaml", "--request-seconds", "--request-second"),
+        ("agent.yaml", "--model_name", "--modelname"),
+        ("agent.yaml", "name: huggingface", "name: hugingface"),
+        ("agent.yaml", "name: kserve-container", "name: kserve-contaner"),
+        ("agent.yaml", "/v2/health/live", "/v2/health/alive"),
+        ("agent.yaml", '(list . "mlflow") }}:5000', '(list . "mlflow") }}:5001'),
+        ("agent.yaml", "TOOLWISE_SANDBOX", "TOOLWISE_SANDBX"),
+        ("disruption.yaml", "component: transformer", "component: transformr"),
+        ("monitoring.yaml", "component: transformer", "component: transformr"),
+        ("monitoring.yaml", 'grafana_dashboard: "1"', 'grafana_dashbord: "1"'),
+        ("monitoring.yaml", "path: /metrics", "path: /metric"),
+        ("network.yaml", "component: predictor", "component: predicter"),
+        ("network.yaml", "metadata.name: kube-system", "metadata.nam: kube-system"),
+        ("network.yaml", "metadata.name: kube-system", "metadata.name: kube-sytem"),
+        ("network.yaml", "policyTypes: [Ingress, Egress]", "policyTypes: [Ingress, Egres]"),
+        ("network.yaml", "values: [sandbox", "values: [sandbx"),
+        ("network.yaml", "protocol: UDP", "protocol: UPD"),
+        ("network.yaml", "169.254.0.0/16", "169.254.0.0/61"),
+        ("_network.tpl", "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s.io/jobsetname"),
+        ("_network.tpl", "kubeflow.org/v2_component", "kubeflow.org/v2_componet"),
+        ("_network.tpl", "kserve.io/inferenceservice", "kserve.io/inferenceservce"),
+        ("_network.tpl", "app.kubernetes.io/name: vllm", "app.kubernetes.io/name: vlm"),
+        ("_network.tpl", "operator: Exists", "operator: Exist"),
+        ("accounts.yaml", "name: {{ $.Values.storage.secret }}", "name: toolwise-storag"),
+        ("accounts.yaml", "resources: [trainjobs]", "resources: [trainjob]"),
+        ("accounts.yaml", "[kfp-launcher]", "[kfp-luncher]"),
+        ("accounts.yaml", "verbs: [create, get, delete]", "verbs: [create, gte, delete]"),
+        ("tests/_test.tpl", "helm.sh/hook: test", "helm.sh/hook: tests"),
+        ("tests/mlflow.yaml", "import sys, ", "import sys "),
+        ("tests/searxng.yaml", ":8080/search", ":8081/search"),
     ],
 )
 def test_a_typo_in_a_template_is_caught(file: str, right: str, wrong: str, tmp_path: Path) -> None:
@@ -99,7 +163,12 @@ def test_a_typo_in_a_template_is_caught(file: str, right: str, wrong: str, tmp_p
     text = template.read_text()
     assert right in text
     template.write_text(text.replace(right, wrong, 1))
-    assert check(render(merged(values("values-gpu"), AGENT), chart), OUTSIDE) != []
+    assert check(render(merged(values("values-gpu"), AGENT, MONITORED), chart), OUTSIDE) != []
+
+
+def test_everything_is_in_the_releases_namespace() -> None:
+    documents = render(merged(values("values-gpu"), AGENT, MONITORED))
+    assert {document["metadata"].get("namespace") for document in documents} == {"toolwise"}
 
 
 # Values
@@ -152,6 +221,9 @@ def test_the_readmes_table_has_every_value_and_no_other() -> None:
         {"sandbox": {"isolation": "bubblewrap"}},
         {"sandbox": {"replicas": 0}},
         {"networkPolicy": {"storagePorts": []}},
+        {"global": {"typo": 1}},
+        {"agent": {"replicas": {"min": 0, "max": 1}}},
+        merged(AGENT, {"agent": {"replicas": {"min": 3, "max": 1}}}),
     ],
     ids=str,
 )
@@ -164,6 +236,24 @@ def test_a_database_elsewhere_has_to_be_named() -> None:
     given = merged(values("values-small"), {"mlflow": {"database": {"bundled": False}}})
     with pytest.raises(helm.HelmError, match=r"mlflow\.database\.external\.secret"):
         render(given)
+
+
+@pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
+def test_a_database_whose_certificate_is_verified_needs_a_ca(mode: str) -> None:
+    without = {"mlflow": {"database": {"external": {"sslMode": mode, "caSecret": ""}}}}
+    with pytest.raises(helm.HelmError, match=r"mlflow\.database\.external\.caSecret"):
+        render(merged(values("values-small"), EXTERNAL, without))
+
+
+def test_whatever_opens_the_database_finds_the_ca_that_libpq_is_told_of() -> None:
+    documents = render(merged(values("values-small"), EXTERNAL))
+    [mlflow] = pods(the("Deployment", "toolwise-mlflow", documents))
+    [volume] = [v for v in mlflow.spec["volumes"] if v.get("secret")]
+    assert volume["secret"]["secretName"] == "pg-ca"
+    for container in mlflow.containers:
+        [told] = [v["value"] for v in container["env"] if v["name"] == "PGSSLROOTCERT"]
+        [mount] = [m for m in container["volumeMounts"] if m["name"] == volume["name"]]
+        assert told == f"{mount['mountPath']}/ca.crt"
 
 
 def test_a_model_that_kserve_cannot_read_is_refused() -> None:
@@ -361,7 +451,11 @@ def test_the_agent_is_the_one_the_pipeline_deploys() -> None:
     ours, theirs = (s["spec"]["predictor"]["model"] for s in (service, built))
     for field in ("modelFormat", "runtime", "storageUri", "args", "resources"):
         assert ours[field] == theirs[field], field
-    [container] = service["spec"]["transformer"]["containers"]
+    ours, theirs = (s["spec"]["transformer"] for s in (service, built))
+    assert ours["runtimeClassName"] == theirs["runtimeClassName"]
+    [container], [deployed] = ours["containers"], theirs["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe] == deployed[probe], probe
     added = ["--model_name=assistant", "--predictor_host=assistant-predictor.toolwise"]
     options = _settings(_parser().parse_args([*container["args"], *added, "--http_port=8080"]))
     assert options.search is not None
@@ -384,6 +478,39 @@ def test_the_agent_asks_for_keys_and_traces_where_it_is_told_to() -> None:
     [mount] = [m for m in container["volumeMounts"] if m["mountPath"] == str(options.keys.parent)]
     [volume] = [v for v in transformer["volumes"] if v["name"] == mount["name"]]
     assert volume["secret"]["secretName"] == "keys"
+
+
+def notes(given: dict[str, Any]) -> str:
+    files = helm.Chart.load(CHART).render(given, name="toolwise", namespace="toolwise")
+    [text] = [text for name, text in files.items() if name.endswith("NOTES.txt")]
+    return text
+
+
+def test_the_notes_submit_with_the_registry_that_the_release_pulls_from() -> None:
+    given = values("values-small")
+    assert "make submit-pipeline PROFILE=qwen3-vl-8b\n" in notes(given)
+    registry = "registry.example.com/toolwise"
+    said = notes(merged(given, {"image": {"registry": registry}}))
+    assert f"make submit-pipeline PROFILE=qwen3-vl-8b REGISTRY={registry}\n" in said
+
+
+def test_the_pods_of_helm_test_stay_until_their_logs_are_read(small: list[Document]) -> None:
+    # Helm 3 reads the logs of `helm test --logs` last, and fails where the pods are gone.
+    tests = [d for d in small if "helm.sh/hook" in d["metadata"].get("annotations", {})]
+    assert len(tests) == 2
+    for document in tests:
+        annotations = document["metadata"]["annotations"]
+        assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation"
+
+
+def test_no_port_is_named_twice_in_a_rule() -> None:
+    ports = {"networkPolicy": {"storagePorts": [443, 9000]}}
+    for document in render(merged(values("values-gpu"), AGENT, ports)):
+        if document["kind"] == "NetworkPolicy":
+            for side in ("ingress", "egress"):
+                for rule in document["spec"].get(side, ()):
+                    named = [(p["port"], p.get("protocol")) for p in rule.get("ports", ())]
+                    assert len(named) == len(set(named)), document["metadata"]["name"]
 
 
 def test_the_dashboard_asks_for_metrics_the_agent_exports() -> None:
@@ -423,6 +550,19 @@ def test_the_data_and_its_password_outlive_the_release(small: list[Document]) ->
     for kind in ("PersistentVolumeClaim", "Secret"):
         annotations = the(kind, "toolwise-postgresql", small)["metadata"]["annotations"]
         assert annotations["helm.sh/resource-policy"] == "keep"
+
+
+def test_a_new_version_of_the_chart_alone_restarts_no_pod(
+    small: list[Document], tmp_path: Path
+) -> None:
+    chart = shutil.copytree(CHART, tmp_path / "toolwise")
+    metadata = chart / "Chart.yaml"
+    metadata.write_text(metadata.read_text().replace("\nversion: 0.1.0", "\nversion: 0.2.0"))
+    after = render(values("values-small"), chart)
+    assert after != small
+    for kind in ("Deployment", "StatefulSet"):
+        before = [d["spec"]["template"] for d in small if d["kind"] == kind]
+        assert before == [d["spec"]["template"] for d in after if d["kind"] == kind]
 
 
 def test_the_selectors_do_not_change_with_the_version(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 import shutil
 from pathlib import Path
 
@@ -10,9 +10,18 @@ import pytest
 from kubernetes import client as k8s
 from kubernetes.utils.quantity import parse_quantity
 
-from tests.manifests import kustomize
+from tests.manifests import kustomize, operators
+from tests.manifests.__main__ import faults as linted
 from tests.manifests.__main__ import unchecked
-from tests.manifests.kustomize import K8S, KUBECTL, OVERLAYS, Refused, faults, written
+from tests.manifests.kustomize import (
+    K8S,
+    KUBECTL,
+    OVERLAYS,
+    Refused,
+    faults,
+    patch_faults,
+    written,
+)
 from tests.manifests.manifests import Document, check, read
 from toolwise.pod_security import USER
 from toolwise.profile import KubeflowSettings, Profile, load_profile
@@ -27,8 +36,6 @@ from toolwise.training.launcher.vllm_servers import server_objects
 
 ROOT = Path(__file__).parents[2]
 SECRET = KubeflowSettings.model_fields["secret"].default
-STANDARD = (f"Secret/{SECRET}", "ServiceAccount/toolwise-models")
-"""Made by whoever runs the cluster, and by the chart."""
 
 WORK = NodeWork(step="train-hdpo", settings="{}", seed=0, inputs={}, output="s3://toolwise/out")
 CLUSTER = Cluster(
@@ -59,6 +66,7 @@ def named(documents: list[Document], kind: str) -> Document:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_overlay_builds_and_keeps_the_rules(overlay: str) -> None:
     assert faults(built(K8S / overlay)) == []
+    assert [*patch_faults(K8S / overlay)] == []
 
 
 def test_the_bases_files_keep_the_rules_as_they_stand() -> None:
@@ -69,6 +77,20 @@ def test_the_bases_files_keep_the_rules_as_they_stand() -> None:
 def test_pods_that_ask_for_more_than_restricted_are_refused(overlay: str) -> None:
     labels = named(built(K8S / overlay), "Namespace")["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_namespace_has_no_label_that_kubeflows_profile_controller_sets(overlay: str) -> None:
+    # A server-side apply of another value is a conflict; `part-of` admits Kubeflow's own traffic.
+    labels = named(built(K8S / overlay), "Namespace")["metadata"]["labels"]
+    theirs = {
+        "app.kubernetes.io/part-of",
+        "istio-injection",
+        "katib.kubeflow.org/metrics-collector-injection",
+        "pipelines.kubeflow.org/enabled",
+        "serving.kubeflow.org/inferenceservice",
+    }
+    assert not theirs & labels.keys()
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -99,6 +121,26 @@ def test_overlays_change_amounts_and_nodes_and_nothing_else(overlay: str) -> Non
         ("serving-runtime.yaml", "protocolVersions", "protocolVersion"),
         ("serving-runtime.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
         ("serving-runtime.yaml", "drop: [ALL]", "drop: [NET_RAW]"),
+        ("serving-runtime.yaml", "kserve.io/server-type", "kserve.io/servertype"),
+        ("serving-runtime.yaml", "--model_name", "--modelname"),
+        ("serving-runtime.yaml", "prometheus.kserve.io/port", "prometheus.kserve.io/ports"),
+        (
+            "namespace.yaml",
+            "pod-security.kubernetes.io/enforce:",
+            "pod-security.kubernetes.io/force:",
+        ),
+        ("namespace.yaml", "enforce: restricted", "enforce: restrictd"),
+        ("namespace.yaml", "enforce-version: v1.31", "enforce-version: 1.31"),
+        ("limits.yaml", "requests.nvidia.com/gpu", "requests.nvidia.com/gpus"),
+        ("limits.yaml", "requests.nvidia.com/gpu", "limits.nvidia.com/gpu"),
+        ("limits.yaml", "limits.memory", "limit.memory"),
+        ("limits.yaml", "type: Container", "type: container"),
+        ("limits.yaml", "memory: 256Mi", "mem: 256Mi"),
+        ("training-volume.yaml", "[ReadWriteMany]", "[ReadWritesMany]"),
+        ("training-runtime.yaml", "trainjob-ancestor-step: t", "trainjob-ancestors-step: t"),
+        ("training-runtime.yaml", "ancestor-step: trainer", "ancestor-step: training"),
+        ("training-runtime.yaml", "OnRootMismatch", "OnRootMissmatch"),
+        ("training-runtime.yaml", "medium: Memory", "medium: memory"),
     ],
 )
 def test_a_typo_in_the_base_is_caught(tmp_path: Path, file: str, right: str, typo: str) -> None:
@@ -111,23 +153,42 @@ def test_a_typo_in_the_base_is_caught(tmp_path: Path, file: str, right: str, typ
 
 
 @pytest.mark.parametrize(
-    ("right", "typo"),
+    ("file", "right", "typo"),
     [
-        ("name: toolwise-torch", "name: toolwise-tourch"),
-        ("path: serving-nodes.yaml", "path: serving-node.yaml"),
-        ("../../base", "../../bases"),
+        ("gpu/kustomization.yaml", "name: toolwise-torch", "name: toolwise-tourch"),
+        ("gpu/kustomization.yaml", "kind: ClusterTrainingRuntime", "kind: ClusterTrainingRuntimes"),
+        ("gpu/kustomization.yaml", "path: serving-nodes.yaml", "path: serving-node.yaml"),
+        ("gpu/kustomization.yaml", "../../base", "../../bases"),
+        ("gpu/kustomization.yaml", "patches:", "patch:"),
+        ("gpu/limits.yaml", "requests.nvidia.com/gpu", "requests.nvidia.com/gpus"),
+        ("gpu/limits.yaml", "requests.cpu", "request.cpu"),
+        ("gpu/limits.yaml", "name: toolwise", "name: toolwize"),
+        ("gpu/serving-nodes.yaml", "key: nvidia.com/gpu", "key: nvidia.com/gpus"),
+        ("gpu/serving-nodes.yaml", "operator: Exists", "operator: Exist"),
+        ("gpu/serving-nodes.yaml", "effect: NoSchedule", "effect: NoSchedules"),
+        ("gpu/serving-nodes.yaml", "tolerations:", "toleration:"),
+        ("gpu/training-nodes.yaml", "key: nvidia.com/gpu", "key: nvidia.com/gpus"),
+        ("gpu/training-nodes.yaml", "spec/tolerations", "spec/toleration"),
+        ("kind/kustomization.yaml", "kind: ServingRuntime", "kind: ServingRuntimes"),
+        ("kind/kustomization.yaml", "volumes/2/emptyDir/sizeLimit", "volumes/2/emptyDir/sizelimit"),
+        ("kind/limits.yaml", "persistentvolumeclaims", "persistentVolumeClaims"),
+        ("kind/training-volume.yaml", "[ReadWriteOnce]", "[ReadWriteonce]"),
+        ("kind/training-volume.yaml", "name: toolwise-training", "name: toolwise-trainings"),
     ],
 )
-def test_a_typo_in_an_overlay_does_not_build_to_the_same(
-    tmp_path: Path, right: str, typo: str
-) -> None:
-    intended = built(K8S / "overlays/gpu")
+def test_a_typo_in_an_overlay_is_caught(tmp_path: Path, file: str, right: str, typo: str) -> None:
+    if KUBECTL is None:
+        pytest.skip("kubectl is not installed; 1.21 or newer builds the overlays")
     shutil.copytree(K8S, tmp_path / "k8s")
-    path = tmp_path / "k8s/overlays/gpu/kustomization.yaml"
-    assert right in path.read_text()
-    path.write_text(path.read_text().replace(right, typo))
-    with contextlib.suppress(Refused):
-        assert built(path.parent) != intended
+    path = tmp_path / "k8s/overlays" / file
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, typo, 1))
+    try:
+        found = [*patch_faults(path.parent), *faults(kustomize.built(path.parent))]
+    except Refused:
+        return
+    assert found != []
 
 
 # What the code submits
@@ -178,7 +239,10 @@ def test_a_vllm_server_beside_the_trainer_keeps_the_rules_of_the_namespace() -> 
         k8s.ApiClient().sanitize_for_serialization(each)
         for each in server_objects("train-hdpo-0", owner, "s3://m", hardware, CLUSTER)
     ]
-    assert check(made, STANDARD) == []
+    assert check(made, kustomize.OUTSIDE) == []
+    labels = made[0]["spec"]["template"]["metadata"]["labels"]
+    [assumed] = [p.labels for p in operators.PODS if "vLLM" in p.owner]
+    assert assumed.items() <= labels.items()
 
 
 def test_the_endpoint_is_what_deploy_would_apply() -> None:
@@ -186,7 +250,7 @@ def test_the_endpoint_is_what_deploy_would_apply() -> None:
     assert endpoint == published_endpoint()
     serving_runtime = named(written(K8S / "base"), "ServingRuntime")
     assert endpoint["spec"]["predictor"]["model"]["runtime"] == serving_runtime["metadata"]["name"]
-    assert check([endpoint, serving_runtime], STANDARD) == []
+    assert check([endpoint, serving_runtime], kustomize.OUTSIDE) == []
 
 
 def published_endpoint() -> Document:
@@ -228,18 +292,49 @@ def test_the_gpu_overlays_quota_holds_a_training_and_the_endpoint_at_once() -> N
 # Secrets
 
 
+SERPER = re.compile(
+    r"^( *)# ((?:- secretKey: |  remoteRef: .*serper|)(?:SERPER_API_KEY|,).*)$", re.M
+)
+"""Lines of the examples that are only for a profile which asks Serper."""
+
+
 @pytest.mark.parametrize("example", ["external-secret", "sealed-secret"])
 def test_the_examples_make_the_secret_that_profiles_name_with_all_its_keys(example: str) -> None:
     profile, cluster = large()
     serper = SearchSettings.model_validate({"text": {"backend": "serper"}})
-    asking = inference_service(
-        profile.serve.model_copy(update={"search": serper}), cluster, "s3://m/1", "s3://m/corpus"
-    )
+    searching = profile.serve.model_copy(update={"search": serper})
     runtime_here = named(written(K8S / "base"), "ServingRuntime")
-    documents = read((K8S / f"examples/{example}.yaml").read_text())
-    account = "ServiceAccount/toolwise-models"
-    assert check([asking, runtime_here, *documents], [account]) == []
-    assert any(SECRET in fault for fault in check([asking, runtime_here], [account]))
+    outside = {name for name in kustomize.OUTSIDE if SECRET not in name}
+    text = (K8S / f"examples/{example}.yaml").read_text()
+    for serve, example_text in ((profile.serve, text), (searching, SERPER.sub(r"\1\2", text))):
+        asking = inference_service(serve, cluster, "s3://m/1", "s3://m/corpus")
+        assert any(SECRET in fault for fault in check([asking, runtime_here], outside))
+        assert check([asking, runtime_here, *read(example_text)], outside) == []
+    [fault] = check([asking, runtime_here, *read(text)], outside)
+    assert "has no key SERPER_API_KEY" in fault
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "typo"),
+    [
+        ("endpoint/inference-service.yaml", "path: /v1/models/metis", "path: /v1/model/metis"),
+        ("endpoint/inference-service.yaml", "--concurrency=64", "--concurency=64"),
+        ("endpoint/inference-service.yaml", "//toolwise-sandbox.", "//toolwise-sandbx."),
+        ("examples/external-secret.yaml", "kind: SecretStore", "kind: SecretStores"),
+        ("examples/external-secret.yaml", "s3-usehttps", "s3-use-https"),
+        ("examples/sealed-secret.yaml", "encryptedData", "encryptData"),
+    ],
+)
+def test_lint_sees_a_typo_in_what_no_overlay_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, right: str, typo: str
+) -> None:
+    monkeypatch.setattr(kustomize, "K8S", shutil.copytree(K8S, tmp_path / "k8s"))
+    assert [*linted()] == []
+    path = tmp_path / "k8s" / file
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, typo, 1))
+    assert any(fault.startswith(f"k8s/{file.partition('/')[0]}") for fault in linted())
 
 
 def test_what_lint_leaves_out_without_kubectl_is_named_in_one_line(

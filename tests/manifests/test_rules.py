@@ -113,8 +113,12 @@ def container(documents: list[Document]) -> Document:
     return pod(documents)["containers"][0]
 
 
+IMAGES = {"Image/example.com:5000/web:1.2"}
+"""Of a program that the checks know nothing of."""
+
+
 def test_good_manifests_have_no_faults() -> None:
-    assert check(read(GOOD)) == []
+    assert check(read(GOOD), IMAGES) == []
 
 
 Plant = Callable[[list[Document]], Any]
@@ -123,7 +127,7 @@ Plant = Callable[[list[Document]], Any]
 def found_in(plant: Plant) -> list[str]:
     documents = read(GOOD)
     plant(documents)
-    return check(documents)
+    return check(documents, IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +139,29 @@ def found_in(plant: Plant) -> list[str]:
         (lambda d: the("ServiceMonitor", d)["spec"].update(endpoint=[]), "'endpoint' was"),
         (lambda d: d.append(copy.deepcopy(the("Service", d))), "Service web: is there 2 times"),
         (lambda d: the("Role", d)["rules"][0].update(verbs=["*"]), "a rule with `*`"),
+        (lambda d: the("Role", d)["rules"][0].update(verbs=["lst"]), "nobody knows lst"),
+        (lambda d: the("Role", d)["rules"][0].update(resources=["pod"]), "nobody knows pod"),
+        (
+            lambda d: the("ServiceAccount", d).update(secrets=[{"name": "nope"}]),
+            "there is no Secret nope",
+        ),
+        (
+            lambda d: the("ServiceAccount", d).update(imagePullSecrets=[{"name": "nope"}]),
+            "there is no Secret nope",
+        ),
+        (
+            lambda d: the("ConfigMap", d)["data"].update(password="hunter2"),
+            "data.password: password is a secret",
+        ),
+        (
+            lambda d: the("ConfigMap", d)["data"].update({"settings.yml": "db:\n  password: x1\n"}),
+            "data.settings.yml: password is a secret",
+        ),
+        (
+            lambda d: the("ConfigMap", d)["data"].update({"settings.yml": "db: pg://u:pw@h/d"}),
+            "data.settings.yml holds a password",
+        ),
+        (lambda d: the("Service", d)["metadata"]["labels"].update(ap="web"), "nobody reads ap"),
     ],
 )
 def test_a_wrong_shape_is_found(plant: Plant, fault: str) -> None:
@@ -149,6 +176,7 @@ def test_a_wrong_shape_is_found(plant: Plant, fault: str) -> None:
         (lambda c: c["securityContext"].update(runAsUser=0), "runAsUser is 0"),
         (lambda c: c["securityContext"].update(runAsNonRoot=False), "runAsNonRoot is not true"),
         (lambda c: c["securityContext"].update(privileged=True), "privileged is not allowed"),
+        (lambda c: c["securityContext"].update(procMount="Unmasked"), "procMount Unmasked"),
         (lambda c: c["securityContext"].pop("allowPrivilegeEscalation"), "allowPrivilegeEscal"),
         (lambda c: c["securityContext"].pop("readOnlyRootFilesystem"), "readOnlyRootFilesystem"),
         (lambda c: c["securityContext"].pop("capabilities"), "does not drop ALL"),
@@ -161,6 +189,27 @@ def test_a_wrong_shape_is_found(plant: Plant, fault: str) -> None:
         (lambda c: c["resources"].pop("limits"), "resources.limits has no memory"),
         (lambda c: c["resources"]["requests"].pop("cpu"), "resources.requests has no cpu"),
         (lambda c: c["env"].append({"name": "DB_PASSWORD", "value": "x"}), "DB_PASSWORD is a lit"),
+        (
+            lambda c: c["env"].append({"name": "DB_PASSWORD", "value": "/9dk2Lq+secret=="}),
+            "DB_PASSWORD is a literal",
+        ),
+        (lambda c: c["env"].append({"name": "PGPASS", "value": "hunter2"}), "PGPASS is a literal"),
+        (
+            lambda c: c["env"].append({"name": "OPENAI_APIKEY", "value": "sk-abc"}),
+            "OPENAI_APIKEY is a literal",
+        ),
+        (lambda c: c.update(args=["--password=hunter2"]), "--password is a literal"),
+        (lambda c: c.update(args=["--api-key", "sk-abc"]), "--api-key is a literal"),
+        (
+            lambda c: c["resources"]["limits"].update(cpu="50m"),
+            "the limit of cpu is less than what is requested",
+        ),
+        (lambda c: c["resources"]["limits"].update({"nvidia.com/gpus": "1"}), "nvidia.com/gpus"),
+        (lambda c: c.update(imagePullPolicy="IfNotPresnt"), "nobody knows IfNotPresnt"),
+        (lambda c: c.update(args=["$(API_TOKN)"]), "there is no variable API_TOKN"),
+        (lambda c: c.update(args=["--url=http://wob:80"]), "there is no Service wob"),
+        (lambda c: c.update(args=["--url=http://web:81"]), "Service web has no port 81"),
+        (lambda c: c.update(image="example.com/else:1"), "nobody knows its program"),
         (lambda c: c["env"].append({"name": "DB", "value": "pg://u:pw@h/d"}), "DB holds a passw"),
         (lambda c: c.update(args=["--store=pg://u:pw@h/d"]), "an argument holds a password"),
         (lambda c: c.pop("readinessProbe"), "there is no readinessProbe"),
@@ -187,8 +236,26 @@ def test_a_container_that_breaks_a_rule_is_found(plant: Plant, fault: str) -> No
     [
         (lambda p: p.update(hostNetwork=True), "hostNetwork is not allowed"),
         (lambda p: p["volumes"].append({"name": "h", "hostPath": {"path": "/"}}), "hostPath"),
+        (
+            lambda p: p["securityContext"].update(sysctls=[{"name": "net.core.x", "value": "1"}]),
+            "sysctls are not allowed",
+        ),
         (lambda p: p.update(serviceAccountName="wob"), "there is no ServiceAccount wob"),
         (lambda p: p.update(runtimeClassName="runsc"), "there is no RuntimeClass runsc"),
+        (lambda p: p.update(tolerations=[{"key": "nvidia.com/gpus"}]), "nobody knows nvidia"),
+        (
+            lambda p: p.update(
+                topologySpreadConstraints=[
+                    {
+                        "maxSkew": 1,
+                        "topologyKey": "kubernetes.io/hostname",
+                        "whenUnsatisfiable": "ScheduleAnyway",
+                        "labelSelector": {"matchLabels": {"app": "wob"}},
+                    }
+                ]
+            ),
+            "does not select the pod itself",
+        ),
         (lambda p: p.update(imagePullSecrets=[{"name": "x"}]), "there is no Secret x"),
         (lambda p: p["volumes"][0]["configMap"].update(name="x"), "there is no ConfigMap x"),
         (
@@ -229,6 +296,44 @@ OTHER = {"matchLabels": {"app": "wob"}}
             lambda s: s["ingress"][0].update(ports=[{"port": 81}]),
             "ingress port 81",
         ),
+        ("NetworkPolicy", lambda s: s.update(policyTypes=["Ingres"]), "nobody knows Ingres"),
+        ("NetworkPolicy", lambda s: s.update(policyTypes=["Egress"]), "has no effect without Ingr"),
+        (
+            "NetworkPolicy",
+            lambda s: s["ingress"][0].update(
+                {
+                    "from": [
+                        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.nam": "x"}}}
+                    ]
+                }
+            ),
+            "no namespace has the label kubernetes.io/metadata.nam",
+        ),
+        (
+            "NetworkPolicy",
+            lambda s: s["ingress"][0].update(
+                {
+                    "from": [
+                        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "x"}}}
+                    ]
+                }
+            ),
+            "there is no Namespace x",
+        ),
+        (
+            "NetworkPolicy",
+            lambda s: s["ingress"][0].update({"from": [{"ipBlock": {"cidr": "10.0.0.0/33"}}]}),
+            "10.0.0.0/33",
+        ),
+        (
+            "NetworkPolicy",
+            lambda s: s["podSelector"].update(
+                matchExpressions=[{"key": "app", "operator": "NotIn", "values": ["wob"]}]
+            ),
+            "no pod matches app=wob",
+        ),
+        ("ServiceMonitor", lambda s: s["endpoints"][0].update(path="/metric"), "knows /metric"),
+        ("ServiceMonitor", lambda s: s.update(podTargetLabels=["ap"]), "no pod has ap"),
         ("ServiceMonitor", lambda s: s.update(selector=OTHER), "no Service matches app=wob"),
         ("ServiceMonitor", lambda s: s["endpoints"][0].update(port="x"), "Service web has no port"),
     ],
@@ -255,8 +360,11 @@ def test_a_binding_to_nobody_or_to_no_role_is_found() -> None:
 def test_what_is_made_elsewhere_is_not_missed() -> None:
     documents = read(GOOD)
     documents.remove(the("Secret", documents))
-    assert check(documents) == ["Deployment web: there is no Secret keys"]
-    assert check(documents, {"Secret/keys"}) == []
+    assert check(documents, IMAGES) == ["Deployment web: there is no Secret keys"]
+    assert check(documents, {"Secret/keys", *IMAGES}) == []
+    assert check(documents, {"Secret/keys/token", *IMAGES}) == []
+    [fault] = check(documents, {"Secret/keys/other", *IMAGES})
+    assert fault == "Deployment web: Secret keys has no key token"
 
 
 # Custom resources
@@ -312,7 +420,13 @@ def test_a_training_runtime_is_read_by_trainers_own_models() -> None:
             },
         },
     }
-    outside = {"ServiceAccount/web", "ConfigMap/settings", "Secret/keys"}
+    outside = {
+        "ServiceAccount/web",
+        "ConfigMap/settings",
+        "Secret/keys",
+        "Image/web:latest",
+        *IMAGES,
+    }
     assert check([runtime], outside) == []
     [job] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     job["template"]["spec"]["template"]["spec"]["containers"][0]["image"] = "web:latest"

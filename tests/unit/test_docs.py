@@ -86,7 +86,11 @@ def test_pages_name_what_they_are_about() -> None:
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/kubernetes.md"], ids=str)
 def test_images_are_pulled_from_where_they_are_pushed(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = ("make images", "helm install toolwise .*values-gpu", "make submit-pipeline")
+    commands = (
+        "make images REGISTRY",
+        "helm install toolwise .*values-gpu",
+        "make submit-pipeline",
+    )
     for command in commands:
         [line] = re.findall(rf"^{command}.*$", text, re.MULTILINE)
         assert re.search(r"(REGISTRY|image\.registry)=registry\.example\.com/toolwise\b", line), (

@@ -25,6 +25,7 @@ from toolwise.tools.sandbox import SANDBOX_VARIABLE, Isolation
 PORT = 8080
 STORAGE = ("s3", "gs", "hf", "pvc", "oci")
 _SHUTDOWN_SECONDS = 10
+_STARTUP_SECONDS = 3600
 _S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
 _KSERVES = ("--name", "--port")
 """Options that KServe gives in its own spelling."""
@@ -109,11 +110,6 @@ def _agent(
     volumes, mounts = _keys_file(serving, cluster)
     volumes.append(k8s.V1Volume(name="tmp", empty_dir=k8s.V1EmptyDirVolumeSource()))
     mounts.append(k8s.V1VolumeMount(name="tmp", mount_path="/tmp"))
-    ready = k8s.V1Probe(
-        http_get=k8s.V1HTTPGetAction(path=f"/v1/models/{serving.name}", port=PORT),
-        period_seconds=5,
-        timeout_seconds=2,
-    )
     container = k8s.V1Container(
         name="kserve-container",
         image=cluster.image,
@@ -125,7 +121,12 @@ def _agent(
         ],
         volume_mounts=mounts,
         ports=[k8s.V1ContainerPort(container_port=PORT, protocol="TCP")],
-        readiness_probe=ready,
+        # A corpus is fetched and indexed before the server answers.
+        startup_probe=_probe(
+            "/v2/health/live", period_seconds=10, failure_threshold=_STARTUP_SECONDS // 10
+        ),
+        readiness_probe=_probe(f"/v1/models/{serving.name}", period_seconds=5, timeout_seconds=2),
+        liveness_probe=_probe("/v2/health/live", period_seconds=20, timeout_seconds=10),
         resources=k8s.V1ResourceRequirements(
             requests={"cpu": "1", "memory": "2Gi"}, limits={"cpu": "4", "memory": "4Gi"}
         ),
@@ -143,6 +144,10 @@ def _agent(
         volumes=volumes,
         containers=[container],
     )
+
+
+def _probe(path: str, **limits: int) -> k8s.V1Probe:
+    return k8s.V1Probe(http_get=k8s.V1HTTPGetAction(path=path, port=PORT), **limits)
 
 
 def _secret_variable(secret: str, key: str) -> k8s.V1EnvVar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
@@ -81,7 +82,7 @@ def deploy_on_cluster(
         told: hears what it waits for.
 
     Returns:
-        The endpoint, at the service's own address.
+        The endpoint, at the URL that the gateway serves.
 
     Raises:
         InputError: the manifest is refused, or fields of it belong to somebody else; nothing has
@@ -104,12 +105,11 @@ def deploy_on_cluster(
             told,
             new_pods=_new_pods(before, after),
         )
-        endpoint = Endpoint(f"{_url(ready)}/openai/v1", name)
-        attempt(endpoint)
+        attempt(Endpoint(f"{_address(ready)}/openai/v1", name))
     except Exception as error:
         undone = _put_back(services, name, before, ready_seconds, told)
         raise BackendError(f"InferenceService {name} does not work: {error}\n{undone}") from error
-    return endpoint
+    return Endpoint(f"{_url(ready)}/openai/v1", name)
 
 
 def _wait(
@@ -276,3 +276,13 @@ def _new_pods(before: Object | None, after: Object) -> bool:
 
 def _url(found: Object) -> str:
     return str(found.get("status", {}).get("url", "")).rstrip("/")
+
+
+def _address(found: Object) -> str:
+    """Where the endpoint is asked from here.
+
+    Inside a pod that is the Service's name: the gateway's domain may have no DNS record there.
+    """
+    inside = "KUBERNETES_SERVICE_HOST" in os.environ
+    address = found["status"].get("address", {}).get("url") if inside else None
+    return str(address).rstrip("/") if address else _url(found)

@@ -28,7 +28,10 @@ REFUSED = Counter("toolwise_refused", "Requests turned away (401, 429).", ["reas
 IN_PROGRESS = Gauge("toolwise_requests_in_progress", "Requests being answered.")
 WAITING = Gauge("toolwise_requests_waiting", "Requests waiting for a place.")
 REQUEST_SECONDS = Histogram(
-    "toolwise_request_seconds", "Time to answer a request.", ["tools"], buckets=_SECONDS
+    "toolwise_request_seconds",
+    "Time until a request was answered, or failed.",
+    ["tools", "outcome"],
+    buckets=_SECONDS,
 )
 TURN_SECONDS = Histogram(
     "toolwise_model_turn_seconds", "Time the model took for one turn.", buckets=_SECONDS
@@ -141,16 +144,19 @@ def trace_request(
         caller: name of the API key.
     """
     started = time.perf_counter()
+    tools, outcome = "auto" if tools_offered else "none", "failed"
     with _tracer.start_as_current_span(
         "invoke_agent",
         propagate.extract(dict(headers)),
         attributes={
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.request.model": model,
-            "toolwise.tools": "auto" if tools_offered else "none",
+            "toolwise.tools": tools,
             "toolwise.caller": caller,
         },
     ) as span:
-        yield RequestTrace(span, tool_names)
-        tools = "auto" if tools_offered else "none"
-        REQUEST_SECONDS.labels(tools).observe(time.perf_counter() - started)
+        try:
+            yield RequestTrace(span, tool_names)
+            outcome = "answered"
+        finally:
+            REQUEST_SECONDS.labels(tools, outcome).observe(time.perf_counter() - started)

@@ -134,16 +134,21 @@ def kernel_log() -> str:
     return buffer.raw[: max(count, 0)].decode(errors="replace")
 
 
-def main() -> None:
-    """Serve until SIGTERM; requests under way are finished first."""
-    import uvicorn
-
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    """The server's options."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8090)
     parser.add_argument("--isolation", choices=["none", "bubblewrap"], default="bubblewrap")
     parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Serve until SIGTERM; requests under way are finished first."""
+    import uvicorn
+
+    arguments = parser().parse_args()
     app = create_app(arguments.isolation, arguments.workers)
     uvicorn.run(app, host=arguments.host, port=arguments.port)
 

@@ -11,12 +11,17 @@ app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Labels of every object. Takes (list $ "part"). */}}
-{{- define "toolwise.labels" -}}
-{{- $root := index . 0 -}}
+{{/* Labels of every pod: none that changes with a version, which would restart it. Takes (list $ "part"). */}}
+{{- define "toolwise.podLabels" -}}
 {{ include "toolwise.selector" . }}
 app.kubernetes.io/name: {{ index . 1 }}
 app.kubernetes.io/part-of: toolwise
+{{- end -}}
+
+{{/* Labels of every object. Takes (list $ "part"). */}}
+{{- define "toolwise.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "toolwise.podLabels" . }}
 app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}

@@ -85,7 +85,31 @@ securityContext:
   value: postgresql+psycopg2://{{ include "toolwise.name" (list . "postgresql") }}:5432/mlflow
   {{- else }}
   {{- with $database.external }}
+  {{- if and (hasPrefix "verify-" .sslMode) (not .caSecret) }}
+  {{- fail (printf "mlflow.database.external.caSecret: sslMode %s needs the Secret with the CA of the server's certificate, in its key ca.crt" .sslMode) }}
+  {{- end }}
   value: postgresql+psycopg2://{{ required "mlflow.database.external.host: name the PostgreSQL server" .host }}:{{ .port }}/{{ .name }}?sslmode={{ .sslMode }}
   {{- end }}
   {{- end }}
+{{- if include "toolwise.databaseCA" . }}
+- name: PGSSLROOTCERT
+  value: /etc/postgresql-ca/ca.crt
+{{- end }}
+{{- end -}}
+
+{{/* The Secret with the CA of an external database; empty where there is none. */}}
+{{- define "toolwise.databaseCA" -}}
+{{- $database := .Values.mlflow.database -}}
+{{- if not $database.bundled }}{{ $database.external.caSecret }}{{ end -}}
+{{- end -}}
+
+{{/* Mounts of whatever opens MLflow's database. */}}
+{{- define "toolwise.databaseMounts" -}}
+- name: tmp
+  mountPath: /tmp
+{{- if include "toolwise.databaseCA" . }}
+- name: database-ca
+  mountPath: /etc/postgresql-ca
+  readOnly: true
+{{- end }}
 {{- end -}}

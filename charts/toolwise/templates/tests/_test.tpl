@@ -7,7 +7,8 @@ labels:
   {{- include "toolwise.labels" (list $root "test") | nindent 2 }}
 annotations:
   helm.sh/hook: test
-  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+  # Pods stay until the next test: `helm test --logs` reads their logs after they have ended.
+  helm.sh/hook-delete-policy: before-hook-creation
 {{- end -}}
 
 {{/* Amounts of every test. */}}
