@@ -34,7 +34,7 @@ from toolwise.curation.verdicts import Verdict
 from toolwise.data import Message, Task, Trajectory, encode_image
 from toolwise.data.parquet import read_tasks, read_trajectories, write_tasks, write_trajectories
 from toolwise.errors import BackendError, InputError
-from toolwise.spend import Budget, BudgetSpent
+from toolwise.judge.spend import Budget, BudgetSpent
 from toolwise.tools import ToolResult
 
 

@@ -20,9 +20,9 @@ from toy_training import trajectories, write_base
 from tests.manifests.schemas import schema_faults
 from toolwise.data.parquet import write_trajectories
 from toolwise.errors import BackendError, InputError
+from toolwise.kubernetes.toleration import Toleration
 from toolwise.steps import run_step
 from toolwise.steps.node import Word, word_in
-from toolwise.toleration import Toleration
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher import following
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster

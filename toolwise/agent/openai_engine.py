@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from toolwise.agent.engine import Sampling, TokenRecord, Turn
 from toolwise.agent.openai_stream import MAX_BYTES, StreamedCompletion, read_stream
-from toolwise.agent.protocol import parse_turn
 from toolwise.data import Message, data_uri
+from toolwise.data.protocol import parse_turn
 from toolwise.errors import BackendError, InputError
 from toolwise.retry import TransientFault, request_endpoint, retry_after
 

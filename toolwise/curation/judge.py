@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from toolwise.curation.verdicts import Verdict
 from toolwise.data import Message, Task, Trajectory, data_uri
 from toolwise.errors import BackendError, InputError
-from toolwise.judge_endpoint import EndpointSettings, JudgeEndpoint
-from toolwise.spend import BudgetSpent
+from toolwise.judge.endpoint import EndpointSettings, JudgeEndpoint
+from toolwise.judge.spend import BudgetSpent
 from toolwise.storage import cache_path
 
 PROMPTS = Path(__file__).parent

@@ -60,7 +60,7 @@ def base_model(step: Step) -> Outputs:
 
     model = step.folder / "model"
     launch(
-        "toolwise.synthetic.base:train_base",
+        "toolwise.training.base:train_base",
         settings.train.processes,
         out_dir=model,
         seed=step.seed,
