@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 LAYERS: list[tuple[str, set[str]]] = [
     (
-        "What everybody uses: errors, events, progress, web pages, child processes, parts of pods",
-        {"errors", "events", "progress", "pages", "child_process", "kubernetes"},
+        "What everybody uses: errors, events, progress, JSON, web pages, child processes, pods",
+        {"errors", "events", "json_encoding", "progress", "pages", "child_process", "kubernetes"},
     ),
     (
         "Retries, intervals, the terminal",
@@ -105,13 +105,14 @@ def imports(source: str, package: str) -> Iterator[Import]:
         for inner in ast.walk(statement)
     }
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             around = package.split(".")[: len(package.split(".")) + 1 - node.level]
             start = [*(around if node.level else []), *([node.module] if node.module else [])]
             names = [".".join([*start, alias.name]) for alias in node.names]
+        else:
+            continue
         for part in {part for name in names if (part := part_of(name))}:
             yield Import(part, node.lineno, id(node) in for_types)
 

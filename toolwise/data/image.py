@@ -45,7 +45,9 @@ class CorruptImage(InputError):
 
 
 @contextmanager
-def open_image(data: bytes, formats: tuple[str, ...] | None = None) -> Iterator[ImageFile.ImageFile]:
+def open_image(
+    data: bytes, formats: tuple[str, ...] | None = None
+) -> Iterator[ImageFile.ImageFile]:
     """The image in `data`, opened; its pixels are decoded when the block asks for them.
 
     Args:
