@@ -8,7 +8,7 @@ from kfp import kubernetes
 from kfp.dsl.pipeline_task import PipelineTask
 from kubernetes.utils import parse_quantity
 
-from toolwise.pod_security import USER
+from toolwise.kubernetes.pod_security import USER
 from toolwise.profile import KubeflowSettings, Profile
 from toolwise.serving.settings import KEY_VARIABLE
 from toolwise.steps import RUN_VARIABLE

@@ -11,7 +11,6 @@ from typing import Protocol, Self
 
 from rich.console import Console, ConsoleRenderable, RichCast
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -206,15 +205,3 @@ class LineDisplay(Display):
             case _:
                 return
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def progress_bar(console: Console) -> Progress:
-    """The bar of a single step run by hand."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )

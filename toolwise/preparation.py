@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ from toolwise.data.parquet import Rejects, iterate_tasks, write_tasks, write_tra
 from toolwise.data.sources import published_tasks, published_trajectories
 from toolwise.data.sources.corpus import published_passages
 from toolwise.errors import InputError
+from toolwise.progress import Progress
 from toolwise.storage import atomic_file
-
-Progress = Callable[[int, int, str], None]
-"""Told what is done, of how many, and what is going on."""
 
 FILES = {
     "trajectories": "raw_trajectories.parquet",

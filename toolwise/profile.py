@@ -15,7 +15,7 @@ from toolwise.curation.sft import SftCurationSettings
 from toolwise.errors import InputError
 from toolwise.evaluation.benchmarks import benchmark_names
 from toolwise.evaluation.settings import EvaluationSettings
-from toolwise.kubernetes_fields import (
+from toolwise.kubernetes.fields import (
     Cores,
     ImageName,
     Memory,
@@ -23,12 +23,12 @@ from toolwise.kubernetes_fields import (
     Namespace,
     ResourceName,
 )
+from toolwise.kubernetes.toleration import Toleration
 from toolwise.preparation import PublishedData
 from toolwise.promotion.policy import GatePolicy
 from toolwise.serving.cluster import ClusterSettings, DeploymentSettings
 from toolwise.serving.settings import ServingSettings
 from toolwise.synthetic.settings import BaseStageSettings, SignboardSettings
-from toolwise.toleration import Toleration
 from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
 from toolwise.training.hardware import HardwareSettings

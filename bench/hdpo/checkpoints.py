@@ -111,7 +111,7 @@ def prepare(scale: Scale) -> Material:
         _write_data(made, scale)
     if not made.base.exists():
         launch(
-            "toolwise.synthetic.base:train_base",
+            "toolwise.training.base:train_base",
             2,
             out_dir=made.base,
             seed=SEED,

@@ -14,7 +14,7 @@ from toolwise.data import AnswerType, Task
 from toolwise.errors import BackendError, InputError
 from toolwise.evaluation.benchmarks import Score, published
 from toolwise.evaluation.scoring.answer_judge import LlmAnswerJudge
-from toolwise.judge_endpoint import EndpointSettings
+from toolwise.judge.endpoint import EndpointSettings
 
 YES_OR_NO = r"\s*[01]\s*"
 

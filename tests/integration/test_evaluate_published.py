@@ -15,7 +15,7 @@ from toolwise.errors import BackendError
 from toolwise.evaluation.benchmarks import benchmark_names, make_benchmark, published
 from toolwise.evaluation.metrics import read_scores
 from toolwise.evaluation.runner import EvaluationSettings, evaluate
-from toolwise.judge_endpoint import EndpointSettings
+from toolwise.judge.endpoint import EndpointSettings
 
 ROWS = Path(__file__).parents[1] / "data" / "benchmarks"
 SCORE_ONLY = EvaluationSettings(samples=0, counterfactual_samples=0)

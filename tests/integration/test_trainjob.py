@@ -22,9 +22,9 @@ from toy_training import trajectories, write_base
 from tests.manifests.schemas import schema_faults
 from toolwise.data.parquet import write_trajectories
 from toolwise.errors import BackendError, InputError
+from toolwise.kubernetes.toleration import Toleration
 from toolwise.steps import node, run_step
 from toolwise.steps.node import Word, word_in
-from toolwise.toleration import Toleration
 from toolwise.tools import tool_schemas
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher import following

@@ -23,11 +23,11 @@ from tests.manifests.kustomize import (
     written,
 )
 from tests.manifests.manifests import Document, check, read
-from toolwise.pod_security import USER
+from toolwise.kubernetes.pod_security import USER
+from toolwise.kubernetes.toleration import Toleration
 from toolwise.profile import KubeflowSettings, Profile, load_profile
 from toolwise.serving.cluster import ClusterSettings
 from toolwise.serving.inference_service import inference_service
-from toolwise.toleration import Toleration
 from toolwise.tools.search.settings import SearchSettings
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher.cluster import Cluster

@@ -18,9 +18,9 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.metis import LABELS, STEPS, compile_pipeline, step_names
+from toolwise.kubernetes.toleration import Toleration
 from toolwise.profile import Profile, load_profile, profile_names
 from toolwise.serving.settings import KEY_VARIABLE
-from toolwise.toleration import Toleration
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
 ROOT = Path(__file__).parents[2]

@@ -77,9 +77,9 @@ def test_an_error_of_the_caller_is_not_taken_for_a_corrupt_image() -> None:
 
 
 def test_only_the_formats_asked_for_are_opened() -> None:
-    with open_image(WHOLE, ["PNG"]) as image:
+    with open_image(WHOLE, ("PNG",)) as image:
         assert image.size == (64, 64)
-    with pytest.raises(CorruptImage, match="no known image format"), open_image(WHOLE, ["GIF"]):
+    with pytest.raises(CorruptImage, match="no known image format"), open_image(WHOLE, ("GIF",)):
         pass
 
 

@@ -2,7 +2,7 @@
 
 from toolwise.agent.engine import Batch, Engine, Sampling, TokenRecord, Turn
 from toolwise.agent.loop import CallRecord, Limits, Rollout, run_agent, tool_message, user_message
-from toolwise.agent.protocol import (
+from toolwise.data.protocol import (
     ParsedCall,
     ParsedTurn,
     extract_answer,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from toolwise.agent.engine import Batch, Engine, Sampling, TellsTurns, TokenRecord, Turn
-from toolwise.agent.protocol import ParsedCall, ParsedTurn, extract_answer, parse_turn
 from toolwise.data import Message, Task
+from toolwise.data.protocol import ParsedCall, ParsedTurn, extract_answer, parse_turn
 from toolwise.tools import Tool, ToolError, ToolResult, ToolSession
 
 

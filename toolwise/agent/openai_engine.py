@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import io
 import json
@@ -20,11 +19,13 @@ import aiohttp
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from toolwise.agent.concurrently import concurrently
 from toolwise.agent.engine import Sampling, TokenRecord, Turn
 from toolwise.agent.openai_stream import MAX_BYTES, StreamedCompletion, read_stream
-from toolwise.agent.protocol import parse_turn
 from toolwise.data import Message, data_uri
+from toolwise.data.protocol import parse_turn
 from toolwise.errors import BackendError, InputError
+from toolwise.json_encoding import encode_json
 from toolwise.retry import TransientFault, request_endpoint, retry_after
 
 CONCURRENCY = 32
@@ -153,10 +154,7 @@ class OpenAIEngine:
         """
         if on_text:
             body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        try:
-            content = orjson.dumps(body)
-        except TypeError:  # half of a surrogate pair, which only JSON's escapes can carry
-            content = json.dumps(body).encode()
+        content = encode_json(body)
         return await request_endpoint(lambda: self._request(session, content, on_text), self.name)
 
     async def _request(
@@ -290,20 +288,13 @@ class OpenAIBatch:
         sampling: Sampling,
         on_text: Callable[[int, str], None] | None,
     ) -> list[Turn]:
-        slots = asyncio.Semaphore(CONCURRENCY)
         async with self._engine.connection() as session:
 
             async def one(index: int) -> Turn:
-                async with slots:
-                    tell = functools.partial(on_text, index) if on_text else None
-                    return await self._turn(session, index, sampling, tell)
+                tell = functools.partial(on_text, index) if on_text else None
+                return await self._turn(session, index, sampling, tell)
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    turns = [group.create_task(one(index)) for index in indices]
-            except ExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-        return [turn.result() for turn in turns]
+            return await concurrently(one, indices, CONCURRENCY)
 
     def append(self, index: int, messages: Sequence[Message]) -> None:
         """Add tool results to one conversation."""

@@ -19,6 +19,7 @@ import aiohttp
 import orjson
 from pydantic import BaseModel, Field, ValidationError
 
+from toolwise.agent.concurrently import concurrently
 from toolwise.agent.engine import Sampling
 from toolwise.agent.vllm_engine import Sampled, TokenRequest
 from toolwise.data import data_uri
@@ -118,44 +119,35 @@ class VLLMServer:
             "stop_token_ids": [end_id],
             "logit_bias": {str(token): _SUPPRESSED for token in suppressed_ids},
         }
-        slots = asyncio.Semaphore(CONCURRENCY)
         features: dict[tuple[bytes, ...], asyncio.Task[dict[str, Any]]] = {}
         async with self._session() as session:
             model = (await self._served(session)).id
 
             async def one(request: TokenRequest) -> Sampled:
                 own = {"max_tokens": request.max_tokens, "seed": request.seed}
-                async with slots:
-                    if not request.images:
-                        body = {"prompt": list(request.ids), "return_token_ids": True}
-                        body |= {"model": model, "logprobs": 0, **shared, **own}
-                        return await self._sample(session, "/v1/completions", body)
-                    # A group's rollouts begin with the same images.
-                    if request.images not in features:
-                        rendering = self._features(session, model, request.images)
-                        features[request.images] = asyncio.create_task(rendering)
-                    body = {
-                        "request_id": f"toolwise-{uuid.uuid4().hex}",
-                        "model": model,
-                        "token_ids": list(request.ids),
-                        "features": self._placed(
-                            await features[request.images], request.ids, image_id
-                        ),
-                        "sampling_params": {
-                            **shared,
-                            **own,
-                            "logprobs": 0,
-                            "output_kind": _FINAL_ONLY,
-                        },
-                    }
-                    return await self._sample(session, "/inference/v1/generate", body)
+                if not request.images:
+                    body = {"prompt": list(request.ids), "return_token_ids": True}
+                    body |= {"model": model, "logprobs": 0, **shared, **own}
+                    return await self._sample(session, "/v1/completions", body)
+                # A group's rollouts begin with the same images.
+                if request.images not in features:
+                    rendering = self._features(session, model, request.images)
+                    features[request.images] = asyncio.create_task(rendering)
+                body = {
+                    "request_id": f"toolwise-{uuid.uuid4().hex}",
+                    "model": model,
+                    "token_ids": list(request.ids),
+                    "features": self._placed(await features[request.images], request.ids, image_id),
+                    "sampling_params": {
+                        **shared,
+                        **own,
+                        "logprobs": 0,
+                        "output_kind": _FINAL_ONLY,
+                    },
+                }
+                return await self._sample(session, "/inference/v1/generate", body)
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(request)) for request in requests]
-            except ExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
+            return await concurrently(one, requests, CONCURRENCY)
 
     async def _served(self, session: aiohttp.ClientSession) -> _Model:
         if self._model is None:

@@ -6,10 +6,10 @@ import base64
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from toolwise.errors import InputError
 
@@ -45,7 +45,9 @@ class CorruptImage(InputError):
 
 
 @contextmanager
-def open_image(data: bytes, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
+def open_image(
+    data: bytes, formats: tuple[str, ...] | None = None
+) -> Iterator[ImageFile.ImageFile]:
     """The image in `data`, opened; its pixels are decoded when the block asks for them.
 
     Args:

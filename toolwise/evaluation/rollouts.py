@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from functools import cache
 from typing import Any
-
-import orjson
 
 from toolwise.agent import Rollout
 from toolwise.data import Message, data_uri
@@ -19,6 +16,7 @@ from toolwise.evaluation.benchmarks import (
     published,
 )
 from toolwise.evaluation.metrics import Graded, Mode, RolloutScore, score
+from toolwise.json_encoding import encode_json
 
 
 @cache
@@ -56,11 +54,7 @@ def given_answer(rollout: Rollout) -> str | None:
 
 def json_line(value: Any) -> str:
     """`value` (dataclasses and all) as a line of JSON."""
-    try:
-        return orjson.dumps(value).decode() + "\n"
-    except TypeError:  # half of a surrogate pair, which only JSON's escapes can carry
-        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        return json.dumps(plain) + "\n"
+    return encode_json(value).decode() + "\n"
 
 
 def whole_rollout(rollout: Rollout, row: RolloutScore) -> dict[str, Any]:

@@ -9,7 +9,7 @@ each is a batch of its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,14 +27,12 @@ from toolwise.evaluation.served import answer_served
 from toolwise.evaluation.settings import EXECUTION, EvaluationSettings
 from toolwise.evaluation.work_file import Identity, WorkFile, comparable, read_answers
 from toolwise.evaluation.worker import AnswerBatch, AnsweredBatch, EngineFactory, WorkerSetup
+from toolwise.progress import Progress
 from toolwise.storage import content_digest, local_copy, publish
 
 __all__ = ["EXECUTION", "EvaluationSettings", "answer_source", "evaluate", "gather", "plan"]
 
 Model = str | Path | EngineFactory | ServedModel
-
-Progress = Callable[[int, int, str], None]
-"""Told answers done, answers in all, what is being done."""
 
 
 def evaluate(

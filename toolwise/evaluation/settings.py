@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from toolwise.judge_endpoint import EndpointSettings
+from toolwise.judge.endpoint import EndpointSettings
 from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
 

@@ -21,7 +21,7 @@ from toolwise.evaluation.benchmarks import AnswerJudge
 from toolwise.evaluation.metrics import Mode, RolloutScore
 from toolwise.evaluation.rollouts import score_rollout, whole_rollout
 from toolwise.evaluation.scoring.answer_judge import LlmAnswerJudge
-from toolwise.judge_endpoint import EndpointSettings
+from toolwise.judge.endpoint import EndpointSettings
 from toolwise.tools import Tool, open_tools
 from toolwise.tools.search.settings import SearchSettings
 

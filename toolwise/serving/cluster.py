@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from toolwise.kubernetes_fields import Cores, ImageName, Memory, Name, Namespace
+from toolwise.kubernetes.fields import Cores, ImageName, Memory, Name, Namespace
 from toolwise.serving.settings import ServingSettings
 
 

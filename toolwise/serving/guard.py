@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from toolwise.json_encoding import encode_json
 from toolwise.serving.admission import Admission, Bodies, Body, refused
 from toolwise.serving.failures import Failed, describe_error
 from toolwise.serving.keys import ANYONE, ApiKey, KeyFile
-from toolwise.serving.openai_api import RequestError, encode
+from toolwise.serving.openai_api import RequestError
 from toolwise.serving.telemetry import REFUSED
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -205,7 +206,7 @@ async def _forever() -> NoReturn:
 
 
 async def _refuse(send: Send, failed: Failed) -> None:
-    body = encode(failed.body)
+    body = encode_json(failed.body)
     headers: list[tuple[bytes, bytes]] = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

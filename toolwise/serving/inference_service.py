@@ -17,7 +17,7 @@ from kserve import (
 from kubernetes import client as k8s
 
 from toolwise.errors import InputError
-from toolwise.pod_security import USER, restricted_container, restricted_pod
+from toolwise.kubernetes.pod_security import USER, restricted_container, restricted_pod
 from toolwise.serving.cluster import ClusterSettings
 from toolwise.serving.settings import ServingSettings
 from toolwise.tools.sandbox import SANDBOX_VARIABLE, Isolation

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from toolwise.agent import CallRecord, Rollout, Sampling
 from toolwise.data import Message
 from toolwise.errors import InputError
+from toolwise.json_encoding import encode_json
 from toolwise.serving.answers import answer_text
 from toolwise.serving.images import read_image
 
@@ -371,14 +371,6 @@ def validation_error(errors: Sequence[Any]) -> RequestError:
     return RequestError(message, field or None)
 
 
-def encode(body: dict[str, Any]) -> bytes:
-    """A body as JSON."""
-    try:
-        return orjson.dumps(body)
-    except TypeError:  # half of a surrogate pair, which only JSON's escapes can carry
-        return json.dumps(body).encode()
-
-
 def server_sent(body: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + encode(body) + b"\n\n"
+    return b"data: " + encode_json(body) + b"\n\n"

@@ -12,10 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from toolwise.json_encoding import encode_json
 from toolwise.serving.failures import describe_error
 from toolwise.serving.guard import ARRIVAL, Arrival
 from toolwise.serving.model import AgentModel
-from toolwise.serving.openai_api import ChatRequest, Reply, encode
+from toolwise.serving.openai_api import ChatRequest, Reply
 from toolwise.serving.page import page_router
 from toolwise.serving.streaming import AnswerStream
 
@@ -91,4 +92,4 @@ async def _stream(
 def _json(
     body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    return Response(encode(body), status, headers, "application/json")
+    return Response(encode_json(body), status, headers, "application/json")

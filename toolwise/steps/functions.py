@@ -13,7 +13,7 @@ from toolwise.events import EventSink
 from toolwise.steps.alarm import log_training
 from toolwise.steps.lineage import linked
 from toolwise.steps.running import FinishedStep, Step, experiment_name, perform, pipeline_run
-from toolwise.steps.training import training
+from toolwise.steps.training import Outputs, training
 
 if TYPE_CHECKING:
     from toolwise.data import Task
@@ -24,9 +24,6 @@ RUN_ID_FILE = "mlflow_run"
 
 ANSWERS = "answers"
 """How the names of an evaluation's inputs begin that hold the answers to one benchmark each."""
-
-Outputs = dict[str, Path]
-"""Where each output of a step stands, by name."""
 
 
 def evaluation_run(evaluation: Path) -> str | None:
@@ -68,7 +65,7 @@ def base_model(step: Step) -> Outputs:
 
     model = step.folder / "model"
     launch(
-        "toolwise.synthetic.base:train_base",
+        "toolwise.training.base:train_base",
         settings.train.processes,
         out_dir=model,
         seed=step.seed,

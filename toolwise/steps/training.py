@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from toolwise.training.launcher.following import TrainJobs
 
 Outputs = dict[str, Path]
+"""Where each output of a step stands, by name."""
+
 Work = Callable[[Step], Outputs]
 
 

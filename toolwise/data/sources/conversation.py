@@ -1,6 +1,6 @@
 """Published conversations, however they spell turns, calls and images, as OpenAI-style messages.
 
-What comes out speaks the protocol of `toolwise.agent.protocol`: code between `<code>` tags is a
+What comes out speaks the protocol of `toolwise.data.protocol`: code between `<code>` tags is a
 call of `python`, `search` is `text_search`, and reasoning stands in `<reason>` instead of
 `<think>`.
 """
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from toolwise.agent.protocol import extract_answer, parse_turn
+from toolwise.data.protocol import extract_answer, parse_turn
 from toolwise.data.sources.options import choices_of
 from toolwise.data.task import AnswerType, Message, Task, Trajectory
 from toolwise.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from toolwise.judge_endpoint import EndpointSettings, JudgeEndpoint
+from toolwise.judge.endpoint import EndpointSettings, JudgeEndpoint
 
 ANYTHING = r".*\S.*"
 THOUGHT = "</think>"

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from toolwise.toleration import Toleration
+from toolwise.kubernetes.toleration import Toleration
 
 CLUSTER_VARIABLE = "TOOLWISE_CLUSTER"
 """Environment variable of a training step's pod: a `Cluster` as JSON."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from kubernetes import client as k8s
 
-from toolwise.pod_security import USER, restricted_container, restricted_pod
+from toolwise.kubernetes.pod_security import USER, restricted_container, restricted_pod
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher.cluster import Cluster
 

@@ -16,8 +16,8 @@ from openai.types import CompletionUsage
 from pydantic import BaseModel, ConfigDict, Field
 
 from toolwise.errors import BackendError, InputError
+from toolwise.judge.spend import Bill, Budget, BudgetSpent, Usage
 from toolwise.retry import call_endpoint
-from toolwise.spend import Bill, Budget, BudgetSpent, Usage
 
 REPLY_TOKENS = 8192
 """Of one reply; models that reason do it within them."""

@@ -1,0 +1,1 @@
+"""A model that judges: its endpoint, and what may be spent on it."""

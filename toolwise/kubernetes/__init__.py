@@ -1,0 +1,1 @@
+"""What the pods of training and of serving have in common."""
