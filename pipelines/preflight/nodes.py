@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from kubernetes.utils import parse_quantity
 
+from toolwise.kubernetes.toleration import Toleration
 from toolwise.profile import KubeflowSettings
-from toolwise.toleration import Toleration
 
 Taint = Mapping[str, str]
 
