@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+from weakref import WeakValueDictionary
 
 import aiohttp
 import orjson
@@ -182,7 +183,7 @@ class OpenAIEngine:
                     return _gathered(await read_stream(response.content, tell, self.name))
                 reply = await self._read(response)
         except (aiohttp.ClientError, TimeoutError) as error:
-            fault = f"{type(error).__name__}: {error}"
+            fault = _fault(error)
             if told:
                 raise BackendError(f"{self.name} failed amid its answer: {fault}") from error
             raise TransientFault(fault) from error
@@ -370,6 +371,15 @@ class OpenAIBatch:
         return message
 
 
+def _fault(error: Exception) -> str:
+    """In words; without the address, which `OpenAIEngine.name` has."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        reason = error.os_error
+        known = reason.errno is not None and reason.errno > 0
+        return f"cannot connect: {os.strerror(reason.errno) if known else reason.strerror}"
+    return f"{type(error).__name__}: {error}"
+
+
 def _proxy(url: str) -> str | None:
     """The proxy the environment names for `url` (`https_proxy`, `no_proxy`, …).
 
@@ -414,10 +424,24 @@ def _to_openai(message: Message) -> Any:
     return sent
 
 
+class _Uri(str):
+    """A string that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+_URIS: WeakValueDictionary[bytes, _Uri] = WeakValueDictionary()
+"""Data URIs of the images that some conversation holds: many may hold the same ones."""
+
+
 def _part(part: dict[str, Any]) -> dict[str, Any]:
     if part["type"] != "image":
         return part
-    return {"type": "image_url", "image_url": {"url": data_uri(part["image"])}}
+    image: bytes = part["image"]
+    uri = _URIS.get(image)
+    if uri is None:
+        uri = _URIS[image] = _Uri(data_uri(image))
+    return {"type": "image_url", "image_url": {"url": uri}}
 
 
 def _call(call_id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
