@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from served import ServedProcess
 from streaming_server import StreamingServer
 
 ALICE, FLOOD, ONCE = "alice-0123456789abcdef", "flood-0123456789abcdef", "once-0123456789abcdef"
+THRICE = "thrice-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"- {{name: alice, key: {ALICE}}}\n"
         f"- {{name: flood, key: {FLOOD}}}\n"
         f"- {{name: once, key: {ONCE}, requests_per_minute: 1}}\n"
+        f"- {{name: thrice, key: {THRICE}, requests_per_minute: 3}}\n"
     )
     return path
 
@@ -91,6 +94,44 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_again(server: ServedProc
     assert refused.value.code == "rate_limit_exceeded"
     assert 50 <= int(refused.value.response.headers["retry-after"]) <= 60
     ask(server, ALICE)
+
+
+def test_each_instance_of_kserves_protocol_counts_as_a_request(
+    server: ServedProcess, upstream: StreamingServer
+) -> None:
+    path = "/v1/models/toolwise:predict"
+    before = len(upstream.requests)
+    several = json.dumps({"instances": [body("say <answer>4</answer>")] * 4}).encode()
+    refused = post(server, several, THRICE, path)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) >= 1
+    assert len(upstream.requests) == before
+    many = json.dumps({"instances": [body("say <answer>4</answer>")] * 33}).encode()
+    assert post(server, many, ALICE, path).status_code == 400
+    assert len(upstream.requests) == before
+    assert len(post(server, several, ALICE, path).json()["predictions"]) == 4
+
+
+def test_a_client_that_does_not_read_its_answer_loses_its_place(
+    upstream: StreamingServer, tmp_path: Path
+) -> None:
+    arguments = ("--upstream", upstream.url, "--request-seconds", "1", "--concurrency", "1")
+    with ServedProcess(tmp_path / "log", *arguments) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        long = f"say <answer>{'x' * 100_000}</answer>"  # three characters an event: 8 MB
+        content = json.dumps(body(long, stream=True)).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}"
+        client.sendall(head.encode() + b"\r\n\r\n" + content)
+        client.recv(1)  # and no more
+        assert server.metric("toolwise_requests_in_progress") == 1
+        deadline = time.monotonic() + 30
+        while server.metric("toolwise_requests_in_progress"):
+            assert time.monotonic() < deadline
+        answer = post(server, json.dumps(body("say <answer>4</answer>")).encode()).json()
+        assert answer["choices"][0]["message"]["content"] == "4"
+        server.process.terminate()
+        assert server.process.wait(30) == 0
 
 
 def test_a_flood_of_one_key_holds_no_other_up(

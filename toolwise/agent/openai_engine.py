@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import io
+import ipaddress
 import json
 import os
 import re
@@ -380,13 +381,22 @@ def _fault(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def is_loopback(url: str) -> bool:
+    """Whether it is of this machine itself, which no proxy can reach."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _proxy(url: str) -> str | None:
     """The proxy the environment names for `url` (`https_proxy`, `no_proxy`, …).
 
     aiohttp's own `trust_env` looks for one, and for a netrc file, at every request.
     """
     parts = urlsplit(url)
-    if proxy_bypass(parts.netloc):
+    if is_loopback(url) or proxy_bypass(parts.netloc):
         return None
     return getproxies().get(parts.scheme)
 

@@ -52,7 +52,8 @@ def describe_error(error: BaseException) -> Failed:
             message = f"the server's machine fails: {error.strerror or type(error).__name__}"
             return Failed(503, error_body(message, "server_error", code="backend_unavailable"))
         case HTTPException():
-            return Failed(error.status_code, error_body(str(error.detail), "invalid_request_error"))
+            kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+            return Failed(error.status_code, error_body(str(error.detail), kind))
         case _:
             _log.error("unexpected failure", exc_info=error)
             message = "internal error; the server's log has it"
@@ -72,4 +73,6 @@ def _refused(error: RequestError) -> Failed:
         headers["retry-after"] = str(error.retry_after)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if error.status == 405:
+        headers["allow"] = "POST"
     return Failed(error.status, error_body(str(error), kind, error.param, error.code), headers)

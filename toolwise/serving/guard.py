@@ -118,6 +118,8 @@ class Guard:
                 return
             if scope["path"] in _LISTED:
                 self._caller(scope)
+            if scope["path"] in _CHAT:
+                raise RequestError(f"{scope['path']} is asked with POST", status=405)
         except RequestError as error:
             await _refuse(send, describe_error(error))
         else:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import fastapi
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -58,6 +59,13 @@ def chat_application(model: AgentModel) -> ASGIApp:
         await response(scope, receive, send)
 
     return application
+
+
+async def openai_error(request: Request, error: Exception) -> Response:
+    """A failure of KServe's own routes, or a path that there is not, as OpenAI's error object."""
+    assert isinstance(error, HTTPException)
+    failed = describe_error(error)
+    return _json(failed.body, failed.status, dict(error.headers or {}))
 
 
 async def _answer(model: AgentModel, request: Request, arrival: Arrival) -> Response:

@@ -75,17 +75,19 @@ def serve(
     # Slow to import, and what can be wrong with a flag is told without them.
     from kserve.model_server import ModelServer, app
     from kserve.protocol.rest.server import RESTServer
+    from starlette.exceptions import HTTPException
 
     from toolwise.serving.admission import Admission
     from toolwise.serving.guard import Guard
     from toolwise.serving.model import AgentModel
-    from toolwise.serving.routes import chat_application, openai_router
+    from toolwise.serving.routes import chat_application, openai_error, openai_router
     from toolwise.serving.telemetry import start_tracing
 
     tracing = start_tracing()
     model = AgentModel(settings, lambda: _open_engine(source), tools, _open_traces(settings))
     model.load()
     app.include_router(openai_router(model))
+    app.add_exception_handler(HTTPException, openai_error)
     server = ModelServer(http_port=settings.port, enable_grpc=False)
     server.register_model(model)
     admission = Admission(settings.concurrency, settings.queue)
