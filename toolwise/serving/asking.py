@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
 import openai
 
 from toolwise.agent.openai_engine import is_loopback
@@ -60,12 +60,15 @@ def asking(url: str) -> Iterator[openai.OpenAI]:
     if not re.fullmatch(r"[!-~]+", key):
         raise InputError(f"{KEY_VARIABLE} holds no API key: a key is ASCII without spaces")
     try:
-        http = openai.DefaultHttpxClient(trust_env=not is_loopback(url))
-        opened = openai.OpenAI(base_url=url, api_key=key, http_client=http)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise InputError(f"{url} is not a URL: {error}") from error
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets without an address, a port that is no number
+        known = False
+    if not known:
+        raise InputError(f"{url} is not an http or https URL")
+    http = openai.DefaultHttpxClient(trust_env=not is_loopback(url))
     try:
-        with opened as client:
+        with openai.OpenAI(base_url=url, api_key=key, http_client=http) as client:
             yield client
     except openai.RateLimitError as error:
         raise BackendError(f"{url} is busy: {error.message}") from error
