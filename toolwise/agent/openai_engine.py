@@ -375,9 +375,9 @@ class OpenAIBatch:
 def _fault(error: Exception) -> str:
     """In words; without the address, which `OpenAIEngine.name` has."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        reason = error.os_error
-        known = reason.errno is not None and reason.errno > 0
-        return f"cannot connect: {os.strerror(reason.errno) if known else reason.strerror}"
+        number = error.os_error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.os_error.strerror
+        return f"cannot connect: {reason}"
     return f"{type(error).__name__}: {error}"
 
 

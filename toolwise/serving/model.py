@@ -118,8 +118,9 @@ class AgentModel(kserve.Model):
             self.name, request.tools_offered, names, headers or {}, arrival.caller
         ) as trace:
             sample = TraceSample(self._traces, arrival.id, len(request.messages))
+            limit = asyncio.timeout(arrival.deadline - time.monotonic())
             try:
-                async with asyncio.timeout(arrival.deadline - time.monotonic()) as limit:
+                async with limit:
                     rollouts = await self._run(request, trace, sample, listener)
             except (BackendError, OSError) as error:
                 # A tool may run out of a time of its own, which is not the request's.
