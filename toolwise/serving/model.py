@@ -153,7 +153,7 @@ class AgentModel(kserve.Model):
         whole = ARRIVAL.get()
         arrivals = [replace(whole, id=f"{whole.id}-{number}") for number in range(len(instances))]
         try:
-            whole.charge(len(instances) - 1)
+            whole.charge(max(0, len(instances) - 1))
             requests = [ChatRequest.model_validate(instance) for instance in instances]
             answers = [
                 await self.answer(request, arrival, headers=headers)
