@@ -57,6 +57,7 @@ _SERVER_RIGHTS = (("create", "apps", "deployments"), ("create", "", "services"))
 _SERVING_RIGHTS = (
     *((verb, KSERVE, "inferenceservices") for verb in ("get", "create", "patch", "delete")),
     ("get", "apps", "deployments"),
+    *((verb, "", "configmaps") for verb in ("get", "create", "patch")),
 )
 
 

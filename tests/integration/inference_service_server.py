@@ -26,6 +26,7 @@ PATH = re.compile(
     r"/apis/serving\.kserve\.io/v1beta1/namespaces/(?P<space>[\w-]+)/inferenceservices/(?P<name>.+)"
 )
 DEPLOYMENT = re.compile(r"/apis/apps/v1/namespaces/[\w-]+/deployments/(?P<name>.+)")
+CONFIG_MAP = re.compile(r"/api/v1/namespaces/[\w-]+/configmaps/(?P<name>.+)")
 Object = dict[str, Any]
 Field = tuple[str, ...]
 
@@ -48,6 +49,7 @@ class InferenceServiceServer:
         self.namespaces = namespaces
         self.objects: dict[str, Object] = {}
         self.deployments: dict[str, Object] = {}
+        self.config_maps: dict[str, Object] = {}
         self.applied: list[Object] = []
         self.requests: list[tuple[str, str]] = []
         self.failing: list[int] = []
@@ -149,6 +151,11 @@ class InferenceServiceServer:
         if deployment := DEPLOYMENT.fullmatch(split.path):
             found = self.deployments.get(deployment["name"])
             return (200, found) if found else _status(404, "NotFound", "deployment not found")
+        if config_map := CONFIG_MAP.fullmatch(split.path):
+            if method == "PATCH":
+                self.config_maps[config_map["name"]] = yaml.safe_load(body)
+            found = self.config_maps.get(config_map["name"])
+            return (200, found) if found else _status(404, "NotFound", "config map not found")
         place = PATH.fullmatch(split.path)
         if place is None or place["space"] not in self.namespaces:
             return _status(404, "NotFound", f'namespaces "{place and place["space"]}" not found')

@@ -334,6 +334,51 @@ def test_smoke_questions_that_fail_put_the_one_before_back(
     assert weights(cluster) == "s3://models/metis/1"
 
 
+def test_what_a_killed_deployment_has_left_is_not_what_is_put_back(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(_: Endpoint) -> None:
+        raise Killed
+
+    def fails(_: Endpoint) -> None:
+        raise BackendError("it gave no answer")
+
+    deploy(services, 1)
+    with pytest.raises(Killed):
+        deploy(services, 2, killed)
+    assert weights(cluster) == "s3://models/metis/2"
+    with pytest.raises(
+        BackendError, match=r"no answer\nThe previous revision is back and ready\.$"
+    ):
+        deploy(services, 2, fails)
+    assert weights(cluster) == "s3://models/metis/1"
+
+
+def test_what_is_put_back_without_a_record_of_having_worked_is_said_to_be_so(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    cluster.apply("metis", manifest(1), kubernetes_api.FIELD_MANAGER)
+
+    def fails(_: Endpoint) -> None:
+        raise BackendError("it gave no answer")
+
+    with pytest.raises(BackendError, match="is known to have passed"):
+        deploy(services, 2, fails)
+    assert weights(cluster) == "s3://models/metis/1"
+
+
+def test_an_account_that_may_not_see_what_has_worked_changes_nothing(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    cluster.forbidden = "configmaps"
+    with pytest.raises(BackendError, match=r"refused \(403\): configmaps is forbidden"):
+        deploy(services, 1)
+    assert cluster.objects == {}
+
+
 def test_a_first_deployment_that_fails_is_deleted(
     cluster: InferenceServiceServer, services: InferenceServices
 ) -> None:

@@ -326,6 +326,9 @@ def test_rights_that_lack_are_named(server: ClusterServer):
             ("get", "inferenceservices"),
             ("create", "inferenceservices"),
             ("patch", "inferenceservices"),
+            ("get", "configmaps"),
+            ("create", "configmaps"),
+            ("patch", "configmaps"),
         )
     }
     findings = check(profile_at(server))

@@ -28,6 +28,8 @@ from PIL import Image
 from scripted_server import ScriptedServer, call
 from served import ServedProcess, free_port
 
+from toolwise.serving.settings import ServingSettings
+
 PYTHON = call("python", code="print(6 * 7)")
 SEARCH = call("text_search", query="capital of Atlantis")
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -319,6 +321,35 @@ def test_a_body_too_large_or_of_unknown_length_is_refused_unread(server: ServedP
     connection.close()
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/openai/v1/nothing", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("POST", "/openai/v1/responses", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("PUT", "/openai/v1/chat/completions", 405),
+        ("DELETE", "/v1/models", 405),
+    ],
+)
+def test_a_path_or_method_there_is_not_is_refused_in_openais_terms(
+    server: ServedProcess, method: str, path: str, status: int
+) -> None:
+    reply = httpx.request(method, server.origin + path)
+    assert reply.status_code == status
+    assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+    assert ("allow" in reply.headers) == (status == 405)
+
+
+def test_an_answer_that_its_turns_cut_off_ends_for_length(server: ServedProcess) -> None:
+    for stream in (False, True):
+        reply = ask(server, "|".join([PYTHON] * 7), stream=stream)
+        last = [c for c in reply if c.choices][-1] if stream else reply
+        assert last.choices[0].finish_reason == "length"
+        assert last.toolwise["stop_reason"] == "max_turns"
+
+
 def test_health_readiness_and_models(server: ServedProcess) -> None:
     for path in ("/", "/v2/health/live", "/v2/health/ready", "/v2/models/toolwise/ready"):
         assert httpx.get(server.origin + path).status_code == 200, path
@@ -388,6 +419,8 @@ def test_a_failing_model_is_a_503_and_the_server_lives(server: ServedProcess) ->
         with pytest.raises(openai.InternalServerError, match="scripted 403") as failed:
             ask(server, "!status 403", stream=stream)
         assert failed.value.status_code == 503
+        assert "the model's server failed: HTTP 403" in failed.value.message
+        assert "127.0.0.1" not in failed.value.message
     assert server.metric("toolwise_backend_failures_total") == failures + 2
     assert server.metric("toolwise_request_seconds_count", outcome="failed") == timed + 2
     assert ask(server, "<answer>4</answer>").choices[0].message.content == "4"
@@ -456,6 +489,7 @@ def test_a_request_that_takes_too_long_is_a_503(tmp_path: Path) -> None:
         with pytest.raises(openai.InternalServerError, match="within 1 s") as failed:
             ask(server, "!hold")
         assert failed.value.status_code == 503
+        assert failed.value.response.headers["x-should-retry"] == "false"
         url = f"{server.origin}/v1/models/toolwise:predict"
         sleep = {"name": "python", "arguments": {"code": "import time; time.sleep(0.6)"}}
         script = f"<tool_call>{json.dumps(sleep)}</tool_call>|<answer>4</answer>"
@@ -482,6 +516,15 @@ def test_a_wrong_flag_ends_the_start_with_its_name(arguments: list[str], complai
     assert ended.returncode == 2
     assert complaint in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_help_explains_every_option() -> None:
+    command = [sys.executable, "-m", "toolwise.serving", "--help"]
+    text = " ".join(subprocess.run(command, capture_output=True, text=True).stdout.split())
+    for name, setting in ServingSettings.model_fields.items():
+        assert f"--{name.replace('_', '-')} {name.upper()}" in text
+        assert " ".join((setting.description or name).split()) in text
+    assert "Port to listen on. (default: 8080)" in text
 
 
 def test_a_taken_port_is_told_before_anything_is_loaded(server: ServedProcess) -> None:

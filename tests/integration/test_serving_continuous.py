@@ -205,8 +205,11 @@ async def test_what_is_too_long_is_refused_and_what_grows_too_long_is_cut(
 ) -> None:
     served = ContinuousEngine(engine)
     async with served.connected():
-        with pytest.raises(InputError, match="too long"):
-            await served.start([question("x " * 5000)], []).generate([0], Sampling())
+        with pytest.raises(InputError, match="tokens is too long"):
+            await served.start([question("x " * 1000)], []).generate([0], Sampling())
+        # So long that it is not even turned into tokens.
+        with pytest.raises(InputError, match="characters is too long"):
+            await served.start([question("x " * 500_000)], []).generate([0], Sampling())
         batch = served.start([question("x")], [])
         await batch.generate([0], Sampling(max_tokens=2))
         batch.append(0, result("y " * 600))

@@ -6,8 +6,7 @@ import errno
 import json
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from scripted_engine import ScriptedEngine
 from served import ServedProcess, free_port
 from starlette.exceptions import HTTPException
 from streaming_server import StreamingServer
+from test_serving_streaming import alive, until
 
 from toolwise.serving.guard import ARRIVAL, Arrival
 from toolwise.serving.model import AgentModel
@@ -36,12 +36,6 @@ def ask(server: ServedProcess, text: str = "say <answer>4</answer>", **fields: A
 def streamed(server: ServedProcess, text: str) -> str:
     chunks = ask(server, text, stream=True)
     return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-
-
-def until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
 
 
 def test_an_upstream_that_is_killed_and_comes_back(tmp_path: Path) -> None:
@@ -62,21 +56,43 @@ def test_an_upstream_that_is_killed_and_comes_back(tmp_path: Path) -> None:
                 assert streamed(server, "say <answer>6</answer>") == "6"
 
 
-def test_a_deadline_ends_an_upstream_that_hangs_and_a_tool_that_runs_on(tmp_path: Path) -> None:
+def test_a_deadline_ends_an_upstream_that_hangs(tmp_path: Path) -> None:
     with (
         StreamingServer() as upstream,
         ServedProcess(
             tmp_path / "log", "--upstream", upstream.url, "--request-seconds", "5"
         ) as server,
     ):
-        sandboxed = len(psutil.Process(server.process.pid).children(recursive=True))
         with pytest.raises(openai.InternalServerError, match="within 5 s"):
             ask(server, "hang")
         assert upstream.gone.wait(60)
-        with pytest.raises(openai.APIError, match="within 5 s"):
-            streamed(server, "call import time; time.sleep(9)")
-        children = psutil.Process(server.process.pid).children
-        until(lambda: len(children(recursive=True)) <= sandboxed, 5)
+
+
+def test_a_deadline_kills_the_tool_call_under_way(tmp_path: Path) -> None:
+    patient = (str(Path(__file__).with_name("patient_server.py")),)
+    with (
+        StreamingServer() as upstream,
+        ServedProcess(
+            tmp_path / "log",
+            "--upstream",
+            upstream.url,
+            "--request-seconds",
+            "10",
+            program=patient,
+        ) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert streamed(server, "call print(1)") == "done"  # the sandboxes are there
+        process = psutil.Process(server.process.pid)
+        before = alive(process.children(recursive=True))
+        # Eight processes that sleep: only the call itself can have begun them.
+        code = "import os, time; [os.fork() for _ in range(3)]; time.sleep(600)"
+        asking = pool.submit(streamed, server, f"call {code}")
+        until(lambda: len(alive(process.children(recursive=True)) - before) >= 8)
+        calling = alive(process.children(recursive=True)) - before
+        with pytest.raises(openai.APIError, match="within 10 s"):
+            asking.result()
+        until(lambda: len(alive(calling)) <= len(calling) - 8)
 
 
 def test_a_disk_that_takes_no_more_stops_nothing(tmp_path: Path) -> None:
@@ -96,27 +112,37 @@ def test_a_disk_that_takes_no_more_stops_nothing(tmp_path: Path) -> None:
         assert log.stat().st_size == size
 
 
-class FullDisk(ScriptedEngine):
+class Failing(ScriptedEngine):
     """A model in process whose machine fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, reason: int) -> None:
         super().__init__(self._fail)
+        self._reason = reason
 
     def _fail(self, *_: object) -> str:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(self._reason, os.strerror(self._reason))
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         yield
 
 
-async def test_a_machine_that_fails_is_a_503_and_counted_among_the_failures() -> None:
-    model = AgentModel(ServingSettings(), FullDisk, ())
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (errno.ENOSPC, "No space left on device"),
+        (errno.ETIMEDOUT, "Connection timed out"),  # an OSError that is a TimeoutError
+    ],
+)
+async def test_a_machine_that_fails_is_a_503_and_counted_among_the_failures(
+    reason: int, said: str
+) -> None:
+    model = AgentModel(ServingSettings(), lambda: Failing(reason), ())
     model.load()
     ARRIVAL.set(Arrival.at_once("anyone", 60))
     asked = {"messages": [{"role": "user", "content": "hi"}], "temperature": 1.0}
     before = REGISTRY.get_sample_value("toolwise_backend_failures_total") or 0
-    with pytest.raises(HTTPException, match="No space left on device") as failed:
+    with pytest.raises(HTTPException, match=said) as failed:
         await model.predict({"instances": [{"model": "toolwise", **asked}]})
     assert failed.value.status_code == 503
     assert REGISTRY.get_sample_value("toolwise_backend_failures_total") == before + 1

@@ -20,6 +20,10 @@ from PIL import Image
 from served import ServedProcess
 from streaming_server import StreamingServer
 
+from toolwise.errors import BackendError, InputError
+from toolwise.serving.asking import ask_stream
+from toolwise.serving.deploy import Endpoint, ask
+
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[StreamingServer]:
@@ -202,8 +206,44 @@ def test_toolwise_ask_tells_calls_answer_and_time(server: ServedProcess, tmp_pat
     assert how.startswith("1 calls, 30 tokens, ")
 
 
-def test_toolwise_ask_names_a_picture_it_cannot_read(server: ServedProcess) -> None:
-    command = [sys.executable, "-m", "toolwise.cli", "ask", "x", "--image", "nowhere.png"]
+@pytest.mark.parametrize("image", ["nowhere.png", __file__, str(Path(__file__).parent)])
+def test_toolwise_ask_names_a_picture_it_cannot_read(image: str) -> None:
+    command = [sys.executable, "-m", "toolwise.cli", "ask", "x", "--image", image]
     asked = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert asked.returncode == 1
-    assert "nowhere.png" in asked.stderr
+    assert image in "".join(asked.stderr.split("\n"))
+    assert "Traceback" not in asked.stderr
+
+
+@pytest.mark.parametrize("key", ["alicé-0123456789abc", "two words"])
+def test_what_cannot_be_an_api_key_is_told_by_its_variable(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOOLWISE_API_KEY", key)
+    with pytest.raises(InputError, match="TOOLWISE_API_KEY holds no API key"):
+        list(ask_stream("http://127.0.0.1:9/v1", "toolwise", "x"))
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://127.0.0.1:no/v1", "nonsense"])
+def test_what_is_no_url_is_told(url: str) -> None:
+    with pytest.raises(InputError, match="is not an http or https URL"):
+        list(ask_stream(url, "toolwise", "x"))
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    server: ServedProcess, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setenv("TOOLWISE_API_KEY", "")  # no key
+    url = f"http://{name}:{server.port}/v1"
+    told = list(ask_stream(url, "toolwise", "say <answer>4</answer>"))
+    assert "".join(piece for piece in told if isinstance(piece, str)) == "4"
+    reply = ask(Endpoint(url, "toolwise"), "say <answer>4</answer>")
+    assert reply.answer == "4"
+
+
+def test_a_server_that_is_not_toolwises_is_told(upstream: StreamingServer) -> None:
+    with pytest.raises(BackendError, match="without the field `toolwise`"):
+        ask(Endpoint(upstream.url, "toolwise"), "say <answer>4</answer>")

@@ -421,8 +421,9 @@ def test_the_pipelines_account_has_exactly_the_rights_its_code_uses(small: list[
         ("serving.kserve.io", "inferenceservices", verb)
         for verb in ("get", "create", "patch", "delete")
     } | {("apps", "deployments", "get")}
+    serving |= {("", "configmaps", verb) for verb in ("get", "create", "patch")}
     kubeflow = {("argoproj.io", "workflowtaskresults", verb) for verb in ("create", "patch")}
-    kubeflow |= {("", "configmaps", "get"), ("", "secrets", "get")}
+    kubeflow |= {("", "secrets", "get")}
     assert granted == training | serving | kubeflow
     assert not any(document["kind"] == "ClusterRole" for document in small)
 

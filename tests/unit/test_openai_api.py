@@ -74,7 +74,10 @@ async def read(*messages: dict[str, Any]) -> Conversation:
             {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
             "messages[0].content[0]",
         ),
-        ({"stream_options": {"every": 1}}, "stream_options.every"),
+        ({"stream": True, "stream_options": {"every": 1}}, "stream_options.every"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_completion_tokens"),
+        ({"messages": [USER] * 1001}, "messages"),
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
@@ -131,7 +134,16 @@ async def test_earlier_calls_come_back_with_arguments_as_objects() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", ["{", "[1]", "[" * 100_000, '{"a":' * 100_000, '{"a": ' + "1" * 5000 + "}"]
+    "arguments",
+    [
+        "{",
+        "[1]",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"a": ' + "1" * 5000 + "}",
+        '{"code": "\\ud800"}',
+        '{"\\udfff": 1}',
+    ],
 )
 async def test_arguments_that_cannot_be_read_are_named(arguments: str) -> None:
     function = {"name": "python", "arguments": arguments}

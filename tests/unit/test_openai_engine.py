@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
 
 import pytest
+from PIL import Image
 
-from toolwise.agent import parse_turn
-from toolwise.agent.openai_engine import Reply, protocol_text
+from toolwise.agent import openai_engine, parse_turn
+from toolwise.agent.openai_engine import OpenAIEngine, Reply, protocol_text
+from toolwise.data import encode_image
 
 
 def reply(content: str | None, *calls: tuple[str, str]) -> Reply:
@@ -53,3 +57,35 @@ def test_arguments_beyond_all_bounds_reach_the_model_as_an_error(code: str) -> N
 
 def test_an_empty_reply_is_an_empty_turn() -> None:
     assert protocol_text(reply(None)) == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("http://127.0.0.1:8000/v1", None),
+        ("http://[::1]:8000/v1", None),
+        ("http://localhost:8000/v1", None),
+        ("http://vllm:8000/v1", "http://127.0.0.1:9"),
+    ],
+)
+def test_the_environments_proxy_is_not_for_this_machine(
+    url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert openai_engine._proxy(url) == proxy
+
+
+def test_conversations_with_the_same_image_share_its_text_while_one_is_held() -> None:
+    image = encode_image(Image.frombytes("RGB", (1000, 1000), os.urandom(3_000_000)))
+    conversation = [{"role": "user", "content": [{"type": "image", "image": image}]}]
+    engine = OpenAIEngine("http://127.0.0.1:9/v1", "m")
+    tracemalloc.start()
+    try:
+        held = [engine.start([conversation], []) for _ in range(8)]
+        size, most = tracemalloc.get_traced_memory()
+        assert len(image) < size < 2 * len(image)
+        assert most < 4 * len(image)
+        held.clear()
+        assert tracemalloc.get_traced_memory()[0] < len(image) / 10
+    finally:
+        tracemalloc.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import ipaddress
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
+from weakref import WeakValueDictionary
 
 import aiohttp
 import orjson
@@ -180,7 +182,7 @@ class OpenAIEngine:
                     return _gathered(await read_stream(response.content, tell, self.name))
                 reply = await self._read(response)
         except (aiohttp.ClientError, TimeoutError) as error:
-            fault = f"{type(error).__name__}: {error}"
+            fault = _fault(error)
             if told:
                 raise BackendError(f"{self.name} failed amid its answer: {fault}") from error
             raise TransientFault(fault) from error
@@ -361,13 +363,31 @@ class OpenAIBatch:
         return message
 
 
+def _fault(error: Exception) -> str:
+    """In words; without the address, which `OpenAIEngine.name` has."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.os_error.strerror
+        return f"cannot connect: {reason}"
+    return f"{type(error).__name__}: {error}"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether it is of this machine itself, which no proxy can reach."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _proxy(url: str) -> str | None:
     """The proxy the environment names for `url` (`https_proxy`, `no_proxy`, …).
 
     aiohttp's own `trust_env` looks for one, and for a netrc file, at every request.
     """
     parts = urlsplit(url)
-    if proxy_bypass(parts.netloc):
+    if is_loopback(url) or proxy_bypass(parts.netloc):
         return None
     return getproxies().get(parts.scheme)
 
@@ -405,10 +425,24 @@ def _to_openai(message: Message) -> Any:
     return sent
 
 
+class _Uri(str):
+    """A string that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
+_URIS: WeakValueDictionary[bytes, _Uri] = WeakValueDictionary()
+"""Data URIs of the images that some conversation holds: many may hold the same ones."""
+
+
 def _part(part: dict[str, Any]) -> dict[str, Any]:
     if part["type"] != "image":
         return part
-    return {"type": "image_url", "image_url": {"url": data_uri(part["image"])}}
+    image: bytes = part["image"]
+    uri = _URIS.get(image)
+    if uri is None:
+        uri = _URIS[image] = _Uri(data_uri(image))
+    return {"type": "image_url", "image_url": {"url": uri}}
 
 
 def _call(call_id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -45,9 +45,25 @@ class Admission:
             RequestError: 429, with the seconds after which to come again.
         """
         self._check_concurrency(caller)
-        self._take_rate(caller)
+        self.charge(caller)
         if self._is_full:
             self._crowded_out(caller.name)
+
+    def charge(self, caller: ApiKey, requests: int = 1) -> None:
+        """Count requests against the caller's rate.
+
+        Raises:
+            RequestError: 429, with the seconds after which to come again.
+        """
+        if caller.requests_per_minute is None:
+            return
+        rate = self._rates.get(caller.name)
+        if rate is None or rate.per_minute != caller.requests_per_minute:
+            rate = self._rates[caller.name] = _Rate(caller.requests_per_minute)
+        wait = rate.take(requests)
+        if wait:
+            message = f"this key may send {caller.requests_per_minute} requests a minute"
+            raise refused(message, "rate_limit_exceeded", wait)
 
     @asynccontextmanager
     async def place(self, caller: ApiKey) -> AsyncIterator[None]:
@@ -91,17 +107,6 @@ class Admission:
         if caller.concurrent is not None and self._load(caller.name) >= caller.concurrent:
             message = f"this key may have {caller.concurrent} requests at a time"
             raise refused(message, "concurrency_limit_exceeded", self._seconds)
-
-    def _take_rate(self, caller: ApiKey) -> None:
-        if caller.requests_per_minute is None:
-            return
-        rate = self._rates.get(caller.name)
-        if rate is None or rate.per_minute != caller.requests_per_minute:
-            rate = self._rates[caller.name] = _Rate(caller.requests_per_minute)
-        wait = rate.take()
-        if wait:
-            message = f"this key may send {caller.requests_per_minute} requests a minute"
-            raise refused(message, "rate_limit_exceeded", wait)
 
     async def _wait(self, name: str) -> None:
         if self._is_full:
@@ -166,15 +171,15 @@ class _Rate:
         self._tokens = float(per_minute)
         self._at = time.monotonic()
 
-    def take(self) -> float:
-        """Take a token; 0, or the seconds until there is one."""
+    def take(self, tokens: int) -> float:
+        """Take so many tokens; 0, or the seconds until there are as many."""
         now = time.monotonic()
         filled = self._tokens + (now - self._at) * self.per_minute / 60
         self._tokens, self._at = min(float(self.per_minute), filled), now
-        if self._tokens >= 1:
-            self._tokens -= 1
+        if self._tokens >= tokens:
+            self._tokens -= tokens
             return 0.0
-        return (1 - self._tokens) * 60 / self.per_minute
+        return (tokens - self._tokens) * 60 / self.per_minute
 
 
 class Bodies:

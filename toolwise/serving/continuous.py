@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from toolwise.agent import Sampling, TokenRecord, Turn
@@ -33,7 +35,10 @@ class ContinuousEngine:
         self.max_result_chars = engine.max_result_chars
         self._renderer = engine.renderer
         self._scheduler = Scheduler(engine)
-        self._rendering = threading.Lock()  # the renderer's caches are not for two threads
+        # The renderer's caches are not for two threads, and who waits for it must hold none.
+        self._rendering = ThreadPoolExecutor(1, "rendering")
+        longest = max(map(len, self._renderer.tokenizer.get_vocab()))
+        self._max_characters = self._scheduler.context * longest
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -45,6 +50,7 @@ class ContinuousEngine:
         finally:
             self._scheduler.stop()
             await asyncio.to_thread(thread.join)
+            self._rendering.shutdown()
 
     def start(
         self, conversations: Sequence[Sequence[Message]], tools: Sequence[dict[str, Any]]
@@ -70,6 +76,10 @@ class ContinuousEngine:
         finally:
             writing.abandoned = True
 
+    async def rendered(self, render: Callable[[], Conversation]) -> Conversation:
+        """What `render` makes, in the thread for that: it decodes and scales images."""
+        return await asyncio.get_running_loop().run_in_executor(self._rendering, render)
+
     def open_conversation(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
     ) -> Conversation:
@@ -78,9 +88,20 @@ class ContinuousEngine:
         Raises:
             InputError: it is longer than the model's context, or holds an unreadable image.
         """
-        with self._rendering:
-            prompt = self._renderer.prompt(messages, tools)
-            pixels = [self._renderer.pixels(image) for image in prompt.images]
+        # No token is longer than the longest: what is far too long need not be rendered.
+        characters = sum(
+            len(part["text"])
+            for message in messages
+            for part in message["content"]
+            if part["type"] == "text"
+        )
+        if characters > self._max_characters:
+            raise InputError(
+                f"a conversation of {characters} characters is too long; "
+                f"{self.name} reads {self._scheduler.context} tokens"
+            )
+        prompt = self._renderer.prompt(messages, tools)
+        pixels = [self._renderer.pixels(image) for image in prompt.images]
         if len(prompt.ids) >= self._scheduler.context:
             raise InputError(
                 f"a conversation of {len(prompt.ids)} tokens is too long; "
@@ -90,9 +111,8 @@ class ContinuousEngine:
 
     def add_results(self, conversation: Conversation, results: Sequence[Message]) -> None:
         """Tool results for the model to read before its next turn."""
-        with self._rendering:
-            rendered = self._renderer.tool_results(results)
-            conversation.pixels += [self._renderer.pixels(image) for image in rendered.images]
+        rendered = self._renderer.tool_results(results)
+        conversation.pixels += [self._renderer.pixels(image) for image in rendered.images]
         conversation.pending += rendered.ids
         conversation.tokens += len(rendered.ids)
 
@@ -139,8 +159,7 @@ class ContinuousBatch:
         self, indices: Sequence[int], sampling: Sampling, on_text: OnText | None
     ) -> list[Turn]:
         async def one(index: int) -> Turn:
-            # Rendering decodes and scales images: not for the event loop.
-            conversation = await asyncio.to_thread(self._conversation, index)
+            conversation = await self._engine.rendered(partial(self._conversation, index))
             return await self._engine.write(conversation, sampling, on_text, index)
 
         return list(await asyncio.gather(*map(one, indices)))

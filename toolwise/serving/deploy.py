@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolwise.agent import user_message
 from toolwise.data import Task, data_uri, grade
 from toolwise.errors import BackendError, InputError, ToolwiseError
-from toolwise.serving.settings import KEY_VARIABLE, ServingSettings
+from toolwise.serving.asking import asking
+from toolwise.serving.settings import ServingSettings
 from toolwise.storage import atomic_file
 
 LOG = "server.log"
@@ -227,7 +226,7 @@ def ask(
         tools: `auto`, or `none` to keep the model from calling any.
 
     Raises:
-        BackendError: the endpoint could not be reached or failed.
+        BackendError: the endpoint could not be reached or failed, or is not Toolwise's.
         InputError: it refuses the request.
     """
     parts: list[Any] = [
@@ -235,20 +234,18 @@ def ask(
     ]
     parts.append({"type": "text", "text": question})
     started = time.perf_counter()
-    try:
-        key = os.environ.get(KEY_VARIABLE) or "none"
-        with openai.OpenAI(base_url=endpoint.url, api_key=key) as client:
-            reply = client.chat.completions.create(
-                model=endpoint.model,
-                messages=[{"role": "user", "content": parts}],
-                extra_body={"tools": tools},
-            )
-    except openai.BadRequestError as error:
-        raise InputError(f"{endpoint.url} refuses the request: {error}") from error
-    except openai.OpenAIError as error:
-        raise BackendError(f"{endpoint.url} failed: {error}") from error
+    with asking(endpoint.url) as client:
+        reply = client.chat.completions.create(
+            model=endpoint.model,
+            messages=[{"role": "user", "content": parts}],
+            extra_body={"tools": tools},
+        )
     seconds = time.perf_counter() - started
-    done = (reply.model_extra or {}).get("toolwise", {})
+    done = (reply.model_extra or {}).get("toolwise")
+    if done is None:
+        raise BackendError(
+            f"{endpoint.url} answers without the field `toolwise`; another server is there"
+        )
     return Reply(reply.choices[0].message.content or "", done, round(seconds, 3))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,9 +11,17 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from toolwise.errors import BackendError, InputError
-from toolwise.serving.openai_api import RequestError, error_body, validation_error
+from toolwise.serving.openai_api import (
+    OutOfTime,
+    RequestError,
+    error_body,
+    validation_error,
+)
 
 _log = logging.getLogger("toolwise.serving")
+
+_ADDRESS = re.compile(r"(?: at)? https?://[^\s,;)]+")
+"""Where a server of ours is, as an error names it: for the log, not for the client."""
 
 
 class Failed(NamedTuple):
@@ -31,20 +40,28 @@ def describe_error(error: BaseException) -> Failed:
         case RequestError():
             return _refused(error)
         case InputError():
-            return Failed(400, error_body(str(error), "invalid_request_error"))
+            return Failed(400, error_body(_without_addresses(error), "invalid_request_error"))
         case BackendError():
             _log.error("backend failure: %s", error)
-            return Failed(503, error_body(str(error), "server_error", code="backend_unavailable"))
+            body = error_body(_without_addresses(error), "server_error", code="backend_unavailable")
+            # OpenAI's clients would ask twice more, for as long each time.
+            late = isinstance(error, OutOfTime)
+            return Failed(503, body, {"x-should-retry": "false"} if late else {})
         case OSError():  # a full disk, no more file descriptors: it may pass
             _log.error("the machine fails", exc_info=error)
             message = f"the server's machine fails: {error.strerror or type(error).__name__}"
             return Failed(503, error_body(message, "server_error", code="backend_unavailable"))
         case HTTPException():
-            return Failed(error.status_code, error_body(str(error.detail), "invalid_request_error"))
+            kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+            return Failed(error.status_code, error_body(str(error.detail), kind))
         case _:
             _log.error("unexpected failure", exc_info=error)
             message = "internal error; the server's log has it"
             return Failed(500, error_body(message, "server_error"))
+
+
+def _without_addresses(error: Exception) -> str:
+    return _ADDRESS.sub("", str(error))
 
 
 def _refused(error: RequestError) -> Failed:
@@ -56,4 +73,6 @@ def _refused(error: RequestError) -> Failed:
         headers["retry-after"] = str(error.retry_after)
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if error.status == 405:
+        headers["allow"] = "POST"
     return Failed(error.status, error_body(str(error), kind, error.param, error.code), headers)

@@ -7,11 +7,14 @@ A client that hangs up cancels what is done for it, tool calls included.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,14 +23,25 @@ from toolwise.json_encoding import encode_json
 from toolwise.serving.admission import Admission, Bodies, Body, refused
 from toolwise.serving.failures import Failed, describe_error
 from toolwise.serving.keys import ANYONE, ApiKey, KeyFile
-from toolwise.serving.openai_api import RequestError
+from toolwise.serving.openai_api import MAX_IMAGES, RequestError
+from toolwise.serving.settings import ServingSettings
 from toolwise.serving.telemetry import REFUSED
 
 MAX_BODY_BYTES = 64 * 2**20
+CHARACTER_BYTES = 6
+"""Of a character in a body, which JSON may write as an escape like `\\u00e9`."""
+STRUCTURE_BYTES = 2**16
+"""Of a body, beside its characters and images."""
 ALL_BODIES_BYTES = 512 * 2**20
 """What the bodies of all requests under way may hold together, those that wait included."""
 BODY_SECONDS = 30.0
 """How long a client may take to send its request."""
+SENDING_SECONDS = 5.0
+"""How long a client may take to read the end of an answer that is out of time."""
+MAX_INSTANCES = 32
+"""Chat requests in one request of KServe's v1 protocol."""
+
+_log = logging.getLogger("toolwise.serving")
 
 _CHAT = ("/v1/chat/completions", "/openai/v1/chat/completions")
 # What else a model answers to; KServe's other POST routes load and unload models.
@@ -43,16 +57,21 @@ class Arrival:
         caller: name of its key.
         deadline: when it must be answered (monotonic clock).
         id: what replies and traces call it.
+        charge: counts further requests that it carries against its key's rate; raises
+            `RequestError`, 429, where that is used up.
     """
 
     caller: str
     deadline: float
     id: str
+    charge: Callable[[int], None] = lambda _: None
 
     @classmethod
-    def at_once(cls, caller: str, seconds: float) -> Arrival:
+    def at_once(
+        cls, caller: str, seconds: float, charge: Callable[[int], None] = lambda _: None
+    ) -> Arrival:
         """A request that comes now and may take so long."""
-        return cls(caller, time.monotonic() + seconds, f"chatcmpl-{uuid.uuid4().hex}")
+        return cls(caller, time.monotonic() + seconds, f"chatcmpl-{uuid.uuid4().hex}", charge)
 
 
 ARRIVAL: ContextVar[Arrival] = ContextVar("arrival")
@@ -69,6 +88,7 @@ class Guard:
         keys: who may ask; None asks nobody for a key.
         seconds: how long a request may take, its wait included.
         bodies_bytes: what the bodies of all requests under way may hold together.
+        max_characters: of the text of one request.
     """
 
     def __init__(
@@ -79,6 +99,7 @@ class Guard:
         keys: KeyFile | None,
         seconds: float,
         bodies_bytes: int = ALL_BODIES_BYTES,
+        max_characters: int = ServingSettings().max_characters,
     ) -> None:
         self._app = app
         self._chat = chat
@@ -86,6 +107,7 @@ class Guard:
         self._keys = keys
         self._seconds = seconds
         self._bodies = Bodies(bodies_bytes)
+        self._text_bytes = CHARACTER_BYTES * max_characters + STRUCTURE_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,6 +119,8 @@ class Guard:
                 return
             if scope["path"] in _LISTED:
                 self._caller(scope)
+            if scope["path"] in _CHAT:
+                raise RequestError(f"{scope['path']} is asked with POST", status=405)
         except RequestError as error:
             await _refuse(send, describe_error(error))
         else:
@@ -104,13 +128,15 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         caller = self._caller(scope)
-        arrival = Arrival.at_once(caller.name, self._seconds)
+        charge = partial(self._admission.charge, caller)
+        arrival = Arrival.at_once(caller.name, self._seconds, charge)
         if scope["path"] not in _CHAT and not _PREDICT.fullmatch(scope["path"]):
             raise RequestError(f"there is no POST {scope['path']} here", status=404)
         # Before the body is read: whoever is turned away must not fill the memory first.
         self._admission.admit(caller)
         with self._bodies.of(caller) as held:
             body = await _read_body(scope, receive, held)
+            self._check_text(body)
             answering = asyncio.create_task(
                 self._place_and_answer(scope, caller, body, arrival, send)
             )
@@ -137,9 +163,28 @@ class Guard:
             raise refused(message, "queue_timeout", 1) from None
         try:
             app = self._chat if scope["path"] in _CHAT else self._app
-            await app(scope, _replayed(body), send)
+            # The answer has its own deadline. This one is for a client that does not read it.
+            left = arrival.deadline - time.monotonic()
+            async with asyncio.timeout(left + SENDING_SECONDS):
+                await app(scope, _replayed(body), send)
+        except TimeoutError:
+            _log.warning("the client %s does not read its answer", arrival.caller)
         finally:
             await place.__aexit__(None, None, None)
+
+    def _check_text(self, body: bytes) -> None:
+        """Refuse more text than a request may have, before the time it takes to read it as JSON."""
+        size, at = len(body), 0
+        for _ in range(MAX_IMAGES * MAX_INSTANCES):
+            if size <= self._text_bytes:
+                return
+            start = body.find(b'"data:', at)
+            at = body.find(b'"', start + 1)
+            if start < 0 or at < 0:
+                break
+            size -= at - start
+        message = f"without images, a request has at most {self._text_bytes >> 10} KiB"
+        raise RequestError(message, "messages", 413)
 
     def _caller(self, scope: Scope) -> ApiKey:
         if self._keys is None:

@@ -8,6 +8,8 @@ import functools
 import ipaddress
 import socket
 import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote_to_bytes, urljoin
 
 import httpx
@@ -17,26 +19,55 @@ from toolwise.errors import InputError
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
+MAX_REQUEST_PIXELS = 200_000_000
+"""Of all images of a request together."""
 MAX_SECONDS = 10.0
 MAX_REDIRECTS = 3
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
+_DECODING = ThreadPoolExecutor(2, "decoding")
+"""Few: an image of `MAX_PIXELS` takes 200 MB while it is decoded."""
+_LOOKING_UP = ThreadPoolExecutor(8, "looking-up")
+"""Its own: a name server that hangs must hold up nothing else."""
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_DOCUMENTATION = ipaddress.ip_network("3fff::/20")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-async def read_image(url: str, allow_private: bool = False) -> bytes:
+class PixelBudget:
+    """The pixels that the images of one request may have together."""
+
+    def __init__(self) -> None:
+        self._left = MAX_REQUEST_PIXELS
+        self._taking = threading.Lock()
+
+    def take(self, pixels: int) -> None:
+        """Count an image; raises `InputError` where that is too many."""
+        with self._taking:
+            self._left -= pixels
+            if self._left < 0:
+                raise InputError(
+                    f"the images together have more than {MAX_REQUEST_PIXELS:,} pixels"
+                )
+
+
+async def read_image(
+    url: str, allow_private: bool = False, pixels: PixelBudget | None = None
+) -> bytes:
     """The encoded image behind a `data:`, `http:` or `https:` URL, checked to be decodable.
 
     Args:
         url: where it is.
         allow_private: also fetch from addresses that are not on the public internet.
+        pixels: what it and others may have together.
 
     Raises:
         InputError: not reachable within the limits above, or not an image.
     """
+    loop = asyncio.get_running_loop()
     scheme = url.partition(":")[0].lower()
     if scheme == "data":
-        data = _decode_data_uri(url)
+        data = await loop.run_in_executor(_DECODING, _decode_data_uri, url)
     elif scheme in ("http", "https"):
         try:
             async with asyncio.timeout(MAX_SECONDS):
@@ -45,7 +76,7 @@ async def read_image(url: str, allow_private: bool = False) -> bytes:
             raise InputError(f"the image did not arrive within {MAX_SECONDS:.0f} s") from None
     else:
         raise InputError("an image is given as a data:, http: or https: URL")
-    await asyncio.to_thread(_check, data)
+    await loop.run_in_executor(_DECODING, _check, data, pixels or PixelBudget())
     return data
 
 
@@ -109,7 +140,8 @@ async def _pinned_request(
 
 async def _resolve(host: str, port: int) -> str:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(_LOOKING_UP, look_up)
     except (OSError, UnicodeError):
         raise InputError(f"the image's host {host} is not known") from None
     return str(found[0][4][0])
@@ -117,8 +149,13 @@ async def _resolve(host: str, port: int) -> str:
 
 def _is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address.partition("%")[0])
-    inner = _carried(parsed) if isinstance(parsed, ipaddress.IPv6Address) else None
-    return all(one.is_global and not one.is_multicast for one in (parsed, inner) if one is not None)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        carried = _carried(parsed)
+        if carried is not None:
+            return _is_public(str(carried))
+        if parsed not in _GLOBAL_UNICAST or parsed in _DOCUMENTATION:
+            return False
+    return parsed.is_global and not parsed.is_multicast
 
 
 def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -150,11 +187,12 @@ async def _limited_body(response: httpx.Response) -> bytes:
     return bytes(body)
 
 
-def _check(data: bytes) -> None:
+def _check(data: bytes, pixels: PixelBudget) -> None:
     try:
         with open_image(data, FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise InputError(f"the image has more than {MAX_PIXELS:,} pixels")
+            pixels.take(image.width * image.height)
             image.load()
     except CorruptImage as error:
         raise InputError(

@@ -1,4 +1,7 @@
-"""InferenceServices at a Kubernetes API server: read, apply, delete; their Deployments."""
+"""InferenceServices at a Kubernetes API server: read, apply, delete; their Deployments.
+
+A ConfigMap beside each has the manifest that is known to work.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,13 @@ from toolwise.retry import call_endpoint
 FIELD_MANAGER = "toolwise"
 """Who owns, in Kubernetes' book-keeping, the fields that a deployment sets."""
 
+_APPLY = [("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")]
+
 TIMEOUT = (5.0, 30.0)
 """Seconds to connect to the API server, and to wait for its answer."""
 
 _API = "/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices/{name}"
+_CONFIG_MAP = "/api/v1/namespaces/{namespace}/configmaps/{name}"
 _DEPLOYMENT = "/apis/apps/v1/namespaces/{namespace}/deployments/{name}"
 
 Object = dict[str, Any]
@@ -60,6 +66,33 @@ class InferenceServices:
         }
         return {part: deployment for part, deployment in found.items() if deployment is not None}
 
+    def proven(self, name: str) -> Object | None:
+        """The manifest that was last recorded as working; None where there is none.
+
+        Raises:
+            BackendError: the API server failed or refused.
+        """
+        found = self._find(_CONFIG_MAP, f"{name}-proven")
+        return None if found is None else json.loads(found["data"]["manifest"])
+
+    def record_proven(self, manifest: Object) -> None:
+        """Record a manifest as working.
+
+        Raises:
+            BackendError: the API server failed or refused.
+        """
+        name = f"{manifest['metadata']['name']}-proven"
+        record = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "data": {"manifest": json.dumps(manifest)},
+        }
+        try:
+            self._request("PATCH", name, _APPLY, record, _CONFIG_MAP)
+        except k8s.ApiException as error:
+            raise self._refused(error) from None
+
     def _find(self, path: str, name: str) -> Object | None:
         try:
             return self._request("GET", name, path=path)
@@ -79,9 +112,8 @@ class InferenceServices:
             BackendError: the API server failed or refused.
         """
         name = manifest["metadata"]["name"]
-        query = [("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")]
         try:
-            return self._request("PATCH", name, query, manifest)
+            return self._request("PATCH", name, _APPLY, manifest)
         except k8s.ApiException as error:
             said = _said(error)
             where = f"InferenceService {name} in namespace {self.namespace} at {self.address}"

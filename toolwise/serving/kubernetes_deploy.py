@@ -74,6 +74,9 @@ def deploy_on_cluster(
 ) -> Endpoint:
     """Put an InferenceService in place, and the one before back where it does not work.
 
+    A manifest whose attempt passes is recorded in the cluster; that one is put back, whatever a
+    deployment that was killed has left behind. Without a record it is what was there before.
+
     Args:
         manifest: what to apply.
         services: where.
@@ -92,7 +95,7 @@ def deploy_on_cluster(
     """
     name = manifest["metadata"]["name"]
     told = told or (lambda _: None)
-    before = services.get(name)
+    before, proven = services.get(name), services.proven(name)
     # Asked before anything changes, also lest the account may not.
     stale = _stamp(before, services.deployments(name))
     after = services.apply(manifest)
@@ -107,8 +110,9 @@ def deploy_on_cluster(
         )
         attempt(Endpoint(f"{_address(ready)}/openai/v1", name))
     except Exception as error:
-        undone = _put_back(services, name, before, ready_seconds, told)
+        undone = _put_back(services, name, before, proven, ready_seconds, told)
         raise BackendError(f"InferenceService {name} does not work: {error}\n{undone}") from error
+    services.record_proven(manifest)
     return Endpoint(f"{_url(ready)}/openai/v1", name)
 
 
@@ -161,6 +165,7 @@ def _put_back(
     services: InferenceServices,
     name: str,
     before: Object | None,
+    proven: Object | None,
     ready_seconds: float,
     told: Told,
 ) -> str:
@@ -169,7 +174,7 @@ def _put_back(
         if before is None:
             services.delete(name)
             return "There was none before it; it has been deleted."
-        manifest = applied_fields(before)
+        manifest = proven or applied_fields(before)
         if manifest is None:
             return (
                 "The one before was not deployed by Toolwise and cannot be put back: what this "
@@ -182,7 +187,8 @@ def _put_back(
         _wait(services, name, stale, ready_seconds, told)
     except ToolwiseError as error:
         return f"Putting the previous revision back failed as well: {error}"
-    return "The previous revision is back and ready."
+    unknown = "" if proven else " No deployment of it is known to have passed its questions."
+    return f"The previous revision is back and ready.{unknown}"
 
 
 def _conditions(found: Object) -> dict[str, Object]:

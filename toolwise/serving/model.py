@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 import kserve
@@ -17,16 +18,16 @@ from starlette.exceptions import HTTPException
 
 from toolwise.agent import CallRecord, Engine, Limits, Rollout, Turn, run_agent
 from toolwise.data import Task
-from toolwise.errors import BackendError, InputError
+from toolwise.errors import BackendError, ToolwiseError
 from toolwise.serving.failures import describe_error
-from toolwise.serving.guard import ARRIVAL, Arrival
+from toolwise.serving.guard import ARRIVAL, MAX_INSTANCES, Arrival
 from toolwise.serving.openai_api import (
     ChatRequest,
     Conversation,
+    OutOfTime,
     Reply,
     RequestError,
     read_conversation,
-    validation_error,
 )
 from toolwise.serving.settings import ServingSettings
 from toolwise.serving.streaming import ListenedEngine, Listener
@@ -117,17 +118,17 @@ class AgentModel(kserve.Model):
             self.name, request.tools_offered, names, headers or {}, arrival.caller
         ) as trace:
             sample = TraceSample(self._traces, arrival.id, len(request.messages))
+            limit = asyncio.timeout(arrival.deadline - time.monotonic())
             try:
-                async with asyncio.timeout(arrival.deadline - time.monotonic()):
+                async with limit:
                     rollouts = await self._run(request, trace, sample, listener)
-            except TimeoutError:
-                FAILURES.inc()
-                sample.failed(f"no answer within {seconds} s")
-                raise BackendError(f"no answer within {seconds} s") from None
             except (BackendError, OSError) as error:
+                # A tool may run out of a time of its own, which is not the request's.
+                late = isinstance(error, TimeoutError) and limit.expired()
+                failed = OutOfTime(f"no answer within {seconds} s") if late else error
                 FAILURES.inc()
-                sample.failed(str(error))
-                raise
+                sample.failed(str(failed))
+                raise failed from error.__cause__
             for rollout in rollouts:
                 trace.answered(rollout, request.tools_offered)
                 sample.answered(rollout)
@@ -141,26 +142,29 @@ class AgentModel(kserve.Model):
     ) -> dict[str, Any]:
         """KServe's v1 protocol: each instance is a chat request, each prediction its completion.
 
-        All of them have to be answered by the one deadline of the HTTP request.
+        All of them have to be answered by the one deadline of the HTTP request; each counts as a
+        request of its key's.
         """
         instances = payload.get("instances") if isinstance(payload, Mapping) else None
         if not isinstance(instances, list):
             raise InvalidInput("ask in KServe's v1 protocol: `instances`, a chat request each")
+        if len(instances) > MAX_INSTANCES:
+            raise InvalidInput(f"`instances` are at most {MAX_INSTANCES}")
         whole = ARRIVAL.get()
         arrivals = [replace(whole, id=f"{whole.id}-{number}") for number in range(len(instances))]
         try:
+            whole.charge(max(0, len(instances) - 1))
             requests = [ChatRequest.model_validate(instance) for instance in instances]
             answers = [
                 await self.answer(request, arrival, headers=headers)
                 for request, arrival in zip(requests, arrivals, strict=True)
             ]
-        except ValidationError as error:
-            raise InvalidInput(str(validation_error(error.errors()))) from error
-        except InputError as error:
-            raise InvalidInput(str(error)) from error
-        except (BackendError, OSError) as error:
+        except (ValidationError, ToolwiseError, OSError) as error:
             failed = describe_error(error)
-            raise HTTPException(failed.status, failed.body["error"]["message"]) from error
+            message = failed.body["error"]["message"]
+            if failed.status == HTTPStatus.BAD_REQUEST:
+                raise InvalidInput(message) from error
+            raise HTTPException(failed.status, message, dict(failed.headers)) from error
         return {
             "predictions": [
                 Reply(self.name, arrival.id).completion(rollouts, request.tools_offered)
@@ -228,6 +232,13 @@ class AgentModel(kserve.Model):
                 "model",
                 404,
                 "model_not_found",
+            )
+        characters = sum(message.characters for message in request.messages)
+        if characters > self.settings.max_characters:
+            raise RequestError(
+                f"the messages have {characters} characters of text; "
+                f"at most {self.settings.max_characters} are read here",
+                "messages",
             )
         for field in ("max_tool_calls", "max_tokens", "max_completion_tokens"):
             bound = getattr(self.settings, field.replace("completion_", ""))

@@ -7,19 +7,30 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from toolwise.agent import CallRecord, Rollout, Sampling
 from toolwise.data import Message
-from toolwise.errors import InputError
+from toolwise.errors import BackendError, InputError
 from toolwise.json_encoding import encode_json
 from toolwise.serving.answers import answer_text
-from toolwise.serving.images import read_image
+from toolwise.serving.images import PixelBudget, read_image
 
 MAX_IMAGES = 16
 MAX_CHOICES = 8
+MAX_ITEMS = 1000
+"""Messages of a request, and parts and tool calls of a message."""
 
 
 class RequestError(InputError):
@@ -48,6 +59,14 @@ class RequestError(InputError):
         self.retry_after = retry_after
 
 
+_Bounded = Field(max_length=MAX_ITEMS, fail_fast=True)
+"""A list that is not read beyond its first fault: a body of a few MiB can hold a million."""
+
+
+class OutOfTime(BackendError):
+    """A request was not answered within its time; to ask again would take as long again."""
+
+
 class _Strict(BaseModel):
     """Unknown fields and other types are errors; null means not given, as with OpenAI."""
 
@@ -56,9 +75,13 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            return {name: value for name, value in data.items() if value is not None}
-        return data
+        if not isinstance(data, Mapping):
+            return data
+        known = cls.model_fields
+        given = {name: data[name] for name in known if data.get(name) is not None}
+        # One unknown field is enough to refuse them all.
+        odd = (name for name in data if name not in known and data[name] is not None)
+        return given | {name: data[name] for name in islice(odd, 1)}
 
 
 class ImageUrl(_Strict):
@@ -106,9 +129,17 @@ class ChatMessage(_Strict):
     """One message of the conversation so far."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: Annotated[list[Part], BeforeValidator(_as_parts)] = Field(default_factory=list)
-    tool_calls: list[RequestedCall] = Field(default_factory=list)
+    content: Annotated[list[Part], _Bounded, BeforeValidator(_as_parts)] = []
+    tool_calls: Annotated[list[RequestedCall], _Bounded] = []
     tool_call_id: str | None = None
+
+    @property
+    def characters(self) -> int:
+        """Of its text and its calls."""
+        functions = [call.function for call in self.tool_calls]
+        return sum(len(part.text or "") for part in self.content) + sum(
+            len(function.name) + len(function.arguments) for function in functions
+        )
 
 
 class StreamOptions(_Strict):
@@ -125,7 +156,7 @@ class ChatRequest(_Strict):
     """
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], _Bounded] = Field(min_length=1)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     temperature: float = Field(0.0, ge=0, le=2)
@@ -142,6 +173,20 @@ class ChatRequest(_Strict):
     max_tool_calls: int | None = Field(None, ge=0)
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     user: str | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _of_a_stream(cls, options: StreamOptions, given: ValidationInfo) -> StreamOptions:
+        if not given.data.get("stream"):
+            raise ValueError("it is only for `stream: true`")
+        return options
+
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _one_limit(cls, limit: int, given: ValidationInfo) -> int:
+        if given.data.get("max_tokens") is not None:
+            raise ValueError("it is the new name of `max_tokens`; give one of the two")
+        return limit
 
     @property
     def tools_offered(self) -> bool:
@@ -212,9 +257,11 @@ async def _read_images(request: ChatRequest, allow_private: bool) -> dict[str, b
         if role not in ("user", "tool"):
             raise RequestError(f"a message from `{role}` cannot hold images", field)
 
+    pixels = PixelBudget()
+
     async def read(field: str, url: str) -> bytes:
         try:
-            return await read_image(url, allow_private)
+            return await read_image(url, allow_private, pixels)
         except InputError as error:
             raise RequestError(str(error), field) from None
 
@@ -258,6 +305,7 @@ def _read_call(call: RequestedCall, where: str) -> dict[str, Any]:
     field = f"{where}.function.arguments"
     try:
         arguments = json.loads(call.function.arguments)
+        json.dumps(arguments, ensure_ascii=False).encode()  # fails on half of a surrogate pair
     except (ValueError, RecursionError) as error:  # also numbers and nesting beyond all bounds
         raise RequestError(f"the arguments are not valid JSON: {error}", field) from None
     if not isinstance(arguments, dict):
@@ -312,8 +360,8 @@ class Reply:
 
 
 def finish_reason(rollout: Rollout) -> str:
-    """OpenAI's word for why the reply ends."""
-    return "length" if rollout.stop_reason == "length" else "stop"
+    """OpenAI's word for why the reply ends: `length` where a limit ended it."""
+    return "length" if rollout.stop_reason in ("length", "max_turns") else "stop"
 
 
 def usage(rollouts: Sequence[Rollout]) -> dict[str, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
 import fastapi
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,8 +22,10 @@ from toolwise.serving.openai_api import ChatRequest, Reply
 from toolwise.serving.page import page_router
 from toolwise.serving.streaming import AnswerStream
 
-_LARGE_BODY = 256 * 1024
+_LARGE_BODY = 2**16
 """Bytes worth a thread: reading them would hold up every other request."""
+_READING = ThreadPoolExecutor(1, "reading")
+"""One at a time: reading is Python's own work, in which threads only hold each other up."""
 
 
 def openai_router(model: AgentModel) -> fastapi.APIRouter:
@@ -58,6 +62,13 @@ def chat_application(model: AgentModel) -> ASGIApp:
     return application
 
 
+async def openai_error(request: Request, error: Exception) -> Response:
+    """A failure of KServe's own routes, or a path that there is not, as OpenAI's error object."""
+    assert isinstance(error, HTTPException)
+    failed = describe_error(error)
+    return _json(failed.body, failed.status, dict(error.headers or {}))
+
+
 async def _answer(model: AgentModel, request: Request, arrival: Arrival) -> Response:
     try:
         reply = Reply(model.name, arrival.id)
@@ -74,7 +85,8 @@ async def _answer(model: AgentModel, request: Request, arrival: Arrival) -> Resp
 async def _read(body: bytes) -> ChatRequest:
     """The request; raises pydantic's `ValidationError` where it is none."""
     if len(body) > _LARGE_BODY:
-        return await asyncio.to_thread(ChatRequest.model_validate_json, body)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_READING, ChatRequest.model_validate_json, body)
     return ChatRequest.model_validate_json(body)
 
 

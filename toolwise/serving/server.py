@@ -75,21 +75,30 @@ def serve(
     # Slow to import, and what can be wrong with a flag is told without them.
     from kserve.model_server import ModelServer, app
     from kserve.protocol.rest.server import RESTServer
+    from starlette.exceptions import HTTPException
 
     from toolwise.serving.admission import Admission
     from toolwise.serving.guard import Guard
     from toolwise.serving.model import AgentModel
-    from toolwise.serving.routes import chat_application, openai_router
+    from toolwise.serving.routes import chat_application, openai_error, openai_router
     from toolwise.serving.telemetry import start_tracing
 
     tracing = start_tracing()
     model = AgentModel(settings, lambda: _open_engine(source), tools, _open_traces(settings))
     model.load()
     app.include_router(openai_router(model))
+    app.add_exception_handler(HTTPException, openai_error)
     server = ModelServer(http_port=settings.port, enable_grpc=False)
     server.register_model(model)
     admission = Admission(settings.concurrency, settings.queue)
-    guarded: Any = Guard(app, chat_application(model), admission, keys, settings.request_seconds)
+    guarded: Any = Guard(
+        app,
+        chat_application(model),
+        admission,
+        keys,
+        settings.request_seconds,
+        max_characters=settings.max_characters,
+    )
     rest = RESTServer(
         guarded,
         server.dataplane,
@@ -121,7 +130,11 @@ def _open_engine(source: Path | Upstream) -> ServedEngine:
         from toolwise.agent.openai_engine import OpenAIEngine
 
         # No time limit of its own: a request's deadline is the limit.
-        return OpenAIEngine(source.url, source.model, os.environ.get(UPSTREAM_KEY), timeout=None)
+        upstream = OpenAIEngine(
+            source.url, source.model, os.environ.get(UPSTREAM_KEY), timeout=None
+        )
+        upstream.name = f"the model's server at {source.url}"
+        return upstream
     from toolwise.agent.transformers_engine import TransformersEngine
     from toolwise.serving.continuous import ContinuousEngine
 
@@ -162,7 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, field in ServingSettings.model_fields.items():
         flags = ["--" + name.replace("_", "-")]
         flags += {"name": ["--model_name"], "port": ["--http_port"]}.get(name, [])
-        parser.add_argument(*flags, dest=name, default=field.default)
+        default = getattr(field.default, "value", field.default)
+        told = "" if default is None else f" (default: {default})"
+        text = f"{field.description}{told}".replace("%", "%%")
+        parser.add_argument(*flags, dest=name, default=field.default, help=text)
     return parser
 
 

@@ -16,41 +16,40 @@ KEY_VARIABLE = "TOOLWISE_API_KEY"
 
 
 class ServingSettings(BaseModel):
-    """Settings of one endpoint.
+    """Settings of one endpoint; each field's text is also the help of its option."""
 
-    Args:
-        name: model name clients ask for.
-        host: address to listen on.
-        port: port to listen on.
-        isolation: lowest sandbox isolation accepted for `python`.
-        max_turns: assistant turns per request.
-        max_tool_calls: tool calls per request; a request may ask for fewer.
-        max_tokens: tokens per assistant turn; a request may ask for fewer.
-        request_seconds: how long a request may take, and how long a stopping server waits for it.
-        concurrency: requests answered at a time.
-        queue: requests that may wait for that; further ones are told when to come again.
-        keys: YAML file of API keys (`toolwise.serving.keys.ApiKey`); none asks nobody for a key.
-        trace_share: share of requests traced in MLflow; with any, failed ones always are.
-        private_images: let image URLs point to private and local addresses.
-        search: the search tools; as the profile has it (as an option, JSON).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str = Field(default="toolwise", pattern=r"^[\w.-]+$")
+    """Model name that clients ask for."""
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: int = Field(default=8080, ge=1, le=65535)
+    """Port to listen on."""
     isolation: Isolation = Isolation.BUBBLEWRAP
+    """Lowest sandbox isolation accepted for `python`."""
     max_turns: int = Field(default=6, ge=1)
+    """Assistant turns per request."""
     max_tool_calls: int = Field(default=8, ge=0)
+    """Tool calls per request; a request may ask for fewer."""
     max_tokens: int = Field(default=512, ge=1)
+    """Tokens per assistant turn; a request may ask for fewer."""
+    max_characters: int = Field(default=2**18, ge=1)
+    """Characters of text in the messages of a request."""
     request_seconds: int = Field(default=120, ge=1)
+    """Seconds a request may take, and a stopping server waits for it."""
     concurrency: int = Field(default=64, ge=1)
+    """Requests answered at a time."""
     queue: int = Field(default=256, ge=0)
+    """Requests that may wait to be answered; further ones are refused with a time to retry."""
     keys: Path | None = None
+    """YAML file of API keys (`toolwise.serving.keys.ApiKey`); without it no key is needed."""
     trace_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of requests traced in MLflow; if it is above 0, every failed request is traced."""
     private_images: bool = False
+    """Let image URLs point to private and local addresses."""
     search: SearchSettings | None = None
+    """Settings of the search tools, as in the profile; as an option, JSON."""
 
     @field_validator("search", mode="before")
     @classmethod

@@ -110,16 +110,16 @@ class AnswerStream:
         self._sent = [""] * request.n
         self._answering = asyncio.ensure_future(work(lambda *what: self._happened.put_nowait(what)))
         self._answering.add_done_callback(lambda _: self._happened.put_nowait(None))
-        self._first: tuple[int, Happened] | None = None
+        self._first: Any = None
 
     async def begin(self) -> None:
-        """Wait until something has happened: what fails before still has its HTTP status.
+        """Wait a while for something to happen: what fails before still has its HTTP status.
 
         Raises:
             RequestError, BackendError: as `AgentModel.answer`.
         """
         try:
-            self._first = await self._happened.get()
+            self._first = await self._next()
         except asyncio.CancelledError:
             await self._stop()
             raise
@@ -133,7 +133,7 @@ class AnswerStream:
             for choice in range(self._request.n):
                 role = {"role": "assistant", "content": ""}
                 yield server_sent(self._reply.chunk(role, index=choice))
-            happened: Any = self._first or await self._next()
+            happened = self._first or await self._next()
             while happened is not None:
                 if happened == "idle":
                     yield b": still at it\n\n"
