@@ -26,7 +26,13 @@ from scripted_engine import ScriptedEngine
 
 from toolwise import retry
 from toolwise.agent import tool_message, user_message
-from toolwise.curation.judge import GIVE_UP_AFTER, JudgePanel, JudgeSettings, LlmJudge, Scores
+from toolwise.curation.judge import (
+    GIVE_UP_AFTER,
+    JudgePanel,
+    JudgeSettings,
+    LlmJudge,
+    TrajectoryScores,
+)
 from toolwise.curation.report import CurationReport
 from toolwise.curation.rl import RlCurationSettings, curate_rl
 from toolwise.curation.sft import SftCurationSettings, curate_sft
@@ -100,9 +106,9 @@ def test_a_score_below_its_least_drops_the_row_and_the_worst_is_named(judge: Jud
     verdict = asked.trajectory(sum_of(41))
     assert (verdict.keep, verdict.reason) == (False, "low tool use rationale: prints a constant")
     assert verdict.detail["tool_use_rationale"] == 2
-    lenient = Scores(visual_relevance=5, reasoning_coherence=1, tool_use_rationale=2)
+    lenient = TrajectoryScores(visual_relevance=5, reasoning_coherence=1, tool_use_rationale=2)
     assert asked.trajectory(sum_of(41), lenient).keep
-    strict = Scores(visual_relevance=5, reasoning_coherence=5, tool_use_rationale=5)
+    strict = TrajectoryScores(visual_relevance=5, reasoning_coherence=5, tool_use_rationale=5)
     judge.answer = lambda body, before: (200, scores(5, 2, 4, "a gap"))
     assert asked.trajectory(sum_of(41), strict).reason == "low reasoning coherence: a gap"
 
@@ -246,6 +252,11 @@ def test_a_limit_needs_a_server_that_counts_tokens(judge: JudgeServer) -> None:
         LlmJudge(judge.settings(budget=Budget(tokens=10))).trajectory(sum_of(1))
     with pytest.raises(ValueError, match=r"`cost` needs `prompt_price`"):
         Budget(cost=1.0)
+    with pytest.raises(ValueError, match=r"`cost` needs `prompt_price` and `reply_price`"):
+        Budget(cost=1.0, prompt_price=2.0)
+    with pytest.raises(ValueError, match=r"`cost` needs `prompt_price` and `reply_price`"):
+        Budget(cost=1.0, prompt_price=0.0, reply_price=0.0)
+    assert Budget(cost=1.0, prompt_price=0.0, reply_price=2.0).cost == 1.0
 
 
 def test_the_judge_finds_ambiguous_questions(judge: JudgeServer, tmp_path: Path) -> None:

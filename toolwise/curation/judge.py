@@ -37,7 +37,7 @@ class JudgeSettings(EndpointSettings):
     max_waiting: int = Field(default=0, ge=0)
 
 
-class Scores(BaseModel):
+class TrajectoryScores(BaseModel):
     """What a judge gives a trajectory, or the least it has to give; each from 1 to 5.
 
     Args:
@@ -53,7 +53,7 @@ class Scores(BaseModel):
     tool_use_rationale: int = Field(default=3, ge=1, le=5)
 
 
-LEAST = Scores()
+LEAST = TrajectoryScores()
 """3 of 5, as the prompt describes it: flawed, and still worth imitating."""
 
 
@@ -99,7 +99,7 @@ class LlmJudge:
         )
         self.name = self.endpoint.name
 
-    def trajectory(self, trajectory: Trajectory, least: Scores = LEAST) -> Verdict:
+    def trajectory(self, trajectory: Trajectory, least: TrajectoryScores = LEAST) -> Verdict:
         """Whether the trajectory used its tools strategically: no score is below `least`.
 
         Raises:
@@ -109,7 +109,7 @@ class LlmJudge:
         for message in trajectory.messages[1:]:
             parts += _message_parts(message)
         given = self.ask("sft_judge.md", parts, _Assessment)
-        scores = {name: getattr(given, name) for name in Scores.model_fields}
+        scores = {name: getattr(given, name) for name in TrajectoryScores.model_fields}
         short = {name: score - getattr(least, name) for name, score in scores.items()}
         worst = min(short, key=lambda name: short[name])
         reason = "" if short[worst] >= 0 else f"low {worst.replace('_', ' ')}: {given.reason}"

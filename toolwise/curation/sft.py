@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toolwise.agent import Engine, extract_answer
 from toolwise.curation.filtering import CORES, Filter, by_rule
-from toolwise.curation.judge import PROMPTS, JudgePanel, JudgeSettings, LlmJudge, Scores
+from toolwise.curation.judge import PROMPTS, JudgePanel, JudgeSettings, LlmJudge, TrajectoryScores
 from toolwise.curation.necessity import ToolNecessity
 from toolwise.curation.reexecution import message_text, reexecute
 from toolwise.curation.report import CurationReport
@@ -71,7 +71,7 @@ class SftCurationSettings(BaseModel):
     isolation: Isolation = Isolation.BUBBLEWRAP
     search: SearchSettings | None = None
     judge: JudgeSettings | None = None
-    least_scores: Scores = Scores()
+    least_scores: TrajectoryScores = TrajectoryScores()
 
     @model_validator(mode="after")
     def _some_filter(self) -> Self:

@@ -1,7 +1,8 @@
 """What was measured (`RolloutScore`) and what it says about tool use (`summarise`).
 
-The only definitions of these metrics: trainer logs, MLflow, the gate, the report and the endpoint
-all use these names and this code. `docs/metrics.md` explains them in words.
+MLflow, the gate and the report use these names and this code. The trainer's log and the report of
+prompt curation use the same names for what they compute of their own rollouts, which have no
+tools-off counterfactual. `docs/metrics.md` explains the metrics in words.
 """
 
 from __future__ import annotations

@@ -34,8 +34,9 @@ class Budget(BaseModel):
 
     @model_validator(mode="after")
     def _cost_needs_prices(self) -> Self:
-        if self.cost is not None and not (self.prompt_price or self.reply_price):
-            raise ValueError("`cost` needs `prompt_price` and `reply_price`")
+        priced = {"prompt_price", "reply_price"} <= self.model_fields_set
+        if self.cost is not None and not (priced and (self.prompt_price or self.reply_price)):
+            raise ValueError("`cost` needs `prompt_price` and `reply_price`; one of them may be 0")
         return self
 
 

@@ -12,7 +12,7 @@ from toolwise.evaluation.labels import METRICS, MODE_LABELS, MetricLook
 from toolwise.pages import render
 from toolwise.report import plots
 from toolwise.report.measures import Measure, Report, abilities, label, measure, stages
-from toolwise.report.samples import Rollout, choose_items
+from toolwise.report.samples import SampleRow, choose_items
 
 
 class Tile(NamedTuple):
@@ -24,7 +24,7 @@ class Tile(NamedTuple):
     after: Measure
 
 
-def render_page(report: Report, samples: Mapping[str, list[Rollout]]) -> str:
+def render_page(report: Report, samples: Mapping[str, list[SampleRow]]) -> str:
     """The page, from the report and the sample rollouts of each stage."""
     return render(
         "toolwise.report",

@@ -42,7 +42,7 @@ class Column(_Section):
     heading: str
 
 
-class PublishedRow(_Section):
+class PaperRow(_Section):
     """A model's scores in percent, a column each; None where the paper gives none."""
 
     model: str
@@ -56,7 +56,7 @@ class PublishedTable(_Section):
     title: str
     average: bool = False
     columns: tuple[Column, ...] = Field(min_length=1)
-    rows: tuple[PublishedRow, ...]
+    rows: tuple[PaperRow, ...]
 
     @model_validator(mode="after")
     def _full_rows(self) -> Self:

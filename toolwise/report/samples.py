@@ -11,7 +11,8 @@ from typing import Any
 
 from toolwise.errors import InputError
 
-Rollout = dict[str, Any]
+SampleRow = dict[str, Any]
+"""A line of an evaluation's `samples.jsonl`."""
 
 _MARKUP = re.compile(r"</?(?:answer|reason)>")
 
@@ -50,7 +51,7 @@ class Item:
     attempts: tuple[Attempt, ...]
 
 
-def read_samples(stage_dir: Path) -> list[Rollout]:
+def read_samples(stage_dir: Path) -> list[SampleRow]:
     """The rollouts a stage's evaluation kept; none where it kept none.
 
     Raises:
@@ -68,7 +69,7 @@ def read_samples(stage_dir: Path) -> list[Rollout]:
     return rollouts
 
 
-def choose_items(samples: Mapping[str, list[Rollout]]) -> list[Item]:
+def choose_items(samples: Mapping[str, list[SampleRow]]) -> list[Item]:
     """The items shown, chosen by rule and not by hand.
 
     Per ability, the first kept item that the last stage answers without a tool and the first it
@@ -97,8 +98,8 @@ def choose_items(samples: Mapping[str, list[Rollout]]) -> list[Item]:
 def _add_first(
     chosen: dict[str, str],
     tasks: Sequence[str],
-    rollouts: dict[str, Rollout],
-    matches: Callable[[Rollout], bool],
+    rollouts: dict[str, SampleRow],
+    matches: Callable[[SampleRow], bool],
     why: str,
 ) -> None:
     found = next((task for task in tasks if matches(rollouts[task])), None)
@@ -106,7 +107,7 @@ def _add_first(
         chosen.setdefault(found, why)
 
 
-def _item(task_id: str, why: str, greedy: dict[str, dict[str, Rollout]]) -> Item:
+def _item(task_id: str, why: str, greedy: dict[str, dict[str, SampleRow]]) -> Item:
     last = list(greedy.values())[-1][task_id]
     asked = next(message for message in last["messages"] if message["role"] == "user")
     return Item(
