@@ -19,6 +19,7 @@ from toolwise.events import Event, EventWriter
 from toolwise.steps.functions import train_hdpo, train_sft
 from toolwise.steps.running import WORK_VARIABLE, Step
 from toolwise.storage import local_copy, publish
+from toolwise.training.kept import kept_address, kept_folder
 from toolwise.training.launcher.following import ERROR
 from toolwise.training.launcher.trainjob import NodeWork
 
@@ -69,6 +70,9 @@ def work(job: NodeWork) -> None:
     )
     outputs = _WORK[job.step](step)
     if first:
+        kept = kept_folder(outputs["checkpoint"])
+        if kept.exists():
+            publish(kept, kept_address(job.output))
         publish(outputs["checkpoint"], job.output)
 
 

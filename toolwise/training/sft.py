@@ -90,7 +90,8 @@ def train_sft(
         processing_class=processor,
         peft_config=adapter_config(settings.lora),
     )
-    train_and_publish(trainer, work, out_dir, log=log, progress=progress)
+    keep = settings.keep_checkpoints
+    train_and_publish(trainer, work, out_dir, keep=keep, log=log, progress=progress)
 
 
 def _order(rendered: Sequence[RenderedConversation], settings: SftSettings, seed: int) -> list[int]:
