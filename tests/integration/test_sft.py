@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from toy_training import TASKS, cold_start, trajectories, write_base
 
@@ -17,8 +19,9 @@ from toolwise.data.parquet import write_trajectories
 from toolwise.errors import InputError
 from toolwise.tools import open_tools
 from toolwise.tools.python import PYTHON_SCHEMA
+from toolwise.training.kept import kept_checkpoints, kept_folder
 from toolwise.training.launcher import launch
-from toolwise.training.settings import SftSettings
+from toolwise.training.settings import LoraSettings, SftSettings
 from toolwise.training.sft import _order, train_sft
 
 SETTINGS = SftSettings(
@@ -124,6 +127,40 @@ def test_a_batch_in_parts_is_trained_on_as_a_whole_one_is(
     whole, parts = made
     assert len(whole) == 2
     assert parts == [pytest.approx(step, rel=1e-4) for step in whole]
+
+
+def test_the_newest_checkpoints_before_the_end_are_kept_also_of_a_run_that_was_killed(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, data = inputs
+    settings = SETTINGS.model_copy(update={"steps": 8, "keep_checkpoints": 3})
+
+    def stop(done: int, total: int, note: str) -> None:
+        if done == 5 and not resumed.exists() and not stopped:
+            stopped.append(done)
+            raise KeyboardInterrupt
+
+    stopped: list[int] = []
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train_sft(base, data, whole, settings, tools=[PYTHON_SCHEMA])
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(base, data, resumed, settings, tools=[PYTHON_SCHEMA], progress=stop)
+    # What is kept may be lost by a kill just after the checkpoint at 4.
+    (kept,) = tmp_path.glob(".resumed.training-*/kept/step-4")
+    shutil.rmtree(kept)
+    train_sft(base, data, resumed, settings, tools=[PYTHON_SCHEMA], progress=stop)
+    of_whole, of_resumed = (kept_checkpoints(kept_folder(out)) for out in (whole, resumed))
+    assert [one.step for one in of_whole] == [one.step for one in of_resumed] == [4, 6]
+    for one, other in zip(of_whole, of_resumed, strict=True):
+        assert equal(one.folder, other.folder)
+        assert not equal(one.folder, whole)
+    TransformersEngine.load(of_whole[0].folder)
+    assert not (of_whole[0].folder / "training_args.bin").exists()
+
+
+def test_adapters_are_merged_at_the_end_only_so_no_other_checkpoint_can_be_kept() -> None:
+    with pytest.raises(ValidationError, match="keep_checkpoints is 1 with lora"):
+        SftSettings(lora=LoraSettings(), keep_checkpoints=2)
 
 
 def test_another_seed_does_not_resume_the_first(inputs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from kubeflow_trainer_api import models
 from kubernetes_server import DEPLOYMENTS, JOBS, RUNNING, SERVICES, KubernetesServer, condition
 from kubernetes_server import Cluster as Kubernetes
+from mlflow.tracking import MlflowClient
 from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file
 from toy_training import trajectories, write_base
@@ -25,6 +26,7 @@ from toolwise.errors import BackendError, InputError
 from toolwise.kubernetes.toleration import Toleration
 from toolwise.steps import node, run_step
 from toolwise.steps.node import Word, word_in
+from toolwise.storage import content_digest, local_copy
 from toolwise.tools import tool_schemas
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher import following
@@ -341,6 +343,28 @@ def test_two_nodes_train_together_on_one_volume_and_the_first_publishes(
     expected = load_file(step_pod / "alone" / "model.safetensors")
     for name, weight in load_file(together / "model.safetensors").items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_checkpoints_that_are_kept_come_back_too_and_are_logged_with_step_and_address(
+    step_pod: Path, kubernetes
+) -> None:
+    kubernetes(execute=True)
+    checkpoint = train(step_pod, settings(checkpoint_every=1, keep_checkpoints=2))
+    client = MlflowClient(f"sqlite:///{step_pod}/mlflow.db")
+    experiment = client.get_experiment_by_name("toolwise")
+    assert experiment is not None
+    [run] = client.search_runs([experiment.experiment_id], "attributes.run_name = 'train-sft'")
+    assert run.outputs is not None
+    logged = {
+        output.step: client.get_logged_model(output.model_id)
+        for output in run.outputs.model_outputs
+    }
+    assert sorted(logged) == [1, 2]
+    assert logged[2].tags["toolwise.digest"] == content_digest(checkpoint)
+    kept = logged[1].params["checkpoint"]
+    assert kept.startswith("s3://toolwise/")
+    assert kept.endswith("-kept/step-1")
+    assert (local_copy(kept) / "model.safetensors").exists()
 
 
 def test_a_failed_training_fails_the_step_with_what_it_said(step_pod: Path, kubernetes) -> None:

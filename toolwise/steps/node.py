@@ -20,6 +20,7 @@ from toolwise.steps.fitting import needs
 from toolwise.steps.functions import train_hdpo, train_sft
 from toolwise.steps.running import WORK_VARIABLE, Step
 from toolwise.storage import local_copy, publish
+from toolwise.training.kept import kept_address, kept_folder
 from toolwise.training.launcher.following import ERROR
 from toolwise.training.launcher.trainjob import NodeWork
 
@@ -78,6 +79,9 @@ def work(job: NodeWork) -> None:
         check(needs(step))
     outputs = _WORK[job.step](step)
     if first:
+        kept = kept_folder(outputs["checkpoint"])
+        if kept.exists():
+            publish(kept, kept_address(job.output))
         publish(outputs["checkpoint"], job.output)
 
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from toolwise.steps.alarm import log_training
 from toolwise.steps.fitting import SETTINGS, needs
+from toolwise.steps.lineage import STAGES
 from toolwise.steps.running import Step
+from toolwise.training.kept import kept_address, kept_checkpoints, kept_folder
 
 if TYPE_CHECKING:
     from toolwise.training.launcher.cluster import Cluster
@@ -42,7 +44,11 @@ def training(work: Work) -> Work:
         estimate = needs(step, cluster)
         print_estimate(estimate, Console(width=120))
         check(estimate)
-        return train_on_cluster(step, cluster) if cluster else work(step)
+        if cluster:
+            return train_on_cluster(step, cluster)
+        outputs = work(step)
+        log_kept(step, kept_folder(outputs["checkpoint"]))
+        return outputs
 
     return placed
 
@@ -90,7 +96,17 @@ def train_on_cluster(step: Step, cluster: Cluster, jobs: TrainJobs | None = None
         if beside:
             jobs.put(*server_objects(name, started, inputs["model"], hardware, cluster))
         jobs.follow(name, lambda line: _hear(step, line))
+    if settings.keep_checkpoints > 1:
+        address = kept_address(work.output)
+        log_kept(step, local_copy(address), address)
     return {"checkpoint": local_copy(work.output)}
+
+
+def log_kept(step: Step, folder: Path, address: str = "") -> None:
+    """Log the checkpoints in a folder of kept ones, which stands at `address` if not here."""
+    for kept in kept_checkpoints(folder):
+        at = f"{address}/{kept.folder.name}" if address else ""
+        step.run.writes_model(kept.folder, STAGES[step.label], step=kept.step, address=at)
 
 
 def _hear(step: Step, line: str) -> None:

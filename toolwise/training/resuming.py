@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from toolwise.progress import Log, Progress
 from toolwise.storage import atomic_directory
 from toolwise.training.hdpo.collapse import ALARM
+from toolwise.training.kept import kept_checkpoints, kept_folder, kept_place
 from toolwise.training.launcher.fsdp import fsdp_arguments, shards
 from toolwise.training.launcher.memory import divided
 from toolwise.training.policy import save_policy
@@ -24,6 +25,10 @@ from toolwise.training.settings import HdpoSettings, SftSettings
 
 CURVE = "train_log.jsonl"
 """The training curve, written beside the model: one JSON object per logged step."""
+
+_KEPT = "kept"
+
+_OF_TRAINING = ("training_args.bin", "README.md")  # files that TRL writes beside a model
 
 _STATE = "trainer_state.json"  # what transformers writes last into a checkpoint
 
@@ -85,22 +90,36 @@ def train_and_publish(
     work: Path,
     out_dir: Path,
     *,
+    keep: int = 1,
     log: Log | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Train from the last checkpoint in `work`, then put the model and its curve at `out_dir`."""
+    """Train from the last checkpoint in `work`, then put the model and its curve at `out_dir`.
+
+    Args:
+        trainer: what trains.
+        work: where its checkpoints are, to resume from.
+        out_dir: what gets the final model.
+        keep: checkpoints to keep with the final one; those before it go to `kept_folder(out_dir)`.
+        log: gets the metrics of each step.
+        progress: gets how far it is.
+    """
     torch.set_flush_denormal(True)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Reporting(log, progress))
+    trainer.add_callback(_Keeping(trainer, work / _KEPT, keep - 1))
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     final = work / "final"
     save_policy(trainer, final)
     if trainer.accelerator.is_main_process:
         with atomic_directory(out_dir) as folder:
-            skip = shutil.ignore_patterns("training_args.bin", "README.md")
+            skip = shutil.ignore_patterns(*_OF_TRAINING)
             shutil.copytree(final, folder, ignore=skip, dirs_exist_ok=True)
             curve = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
             (folder / CURVE).write_text("".join(json.dumps(entry) + "\n" for entry in curve))
+        if kept_checkpoints(work / _KEPT):
+            with atomic_directory(kept_folder(out_dir)) as folder:
+                shutil.copytree(work / _KEPT, folder, dirs_exist_ok=True)
         shutil.rmtree(work)
 
 
@@ -119,6 +138,42 @@ def last_checkpoint(work: Path) -> str | None:
 
 def _files(path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+class _Keeping(TrainerCallback):
+    """Keeps the newest checkpoints before the final one, without what only a training needs.
+
+    Args:
+        trainer: whose.
+        folder: where.
+        number: how many.
+    """
+
+    def __init__(self, trainer: Trainer, folder: Path, number: int) -> None:
+        self._trainer = trainer
+        self._folder = folder
+        self._number = number
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A training that was killed between its checkpoint and what is kept of it."""
+        if state.global_step and not kept_place(self._folder, state.global_step).exists():
+            self.on_save(args, state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A checkpoint to resume from has been written."""
+        if self._number == 0 or state.global_step >= state.max_steps:
+            return
+        unfinished = self._folder.with_name(f"{self._folder.name}-unfinished")
+        save_policy(self._trainer, unfinished)
+        if self._trainer.accelerator.is_main_process:
+            self._folder.mkdir(exist_ok=True)
+            for name in _OF_TRAINING:
+                (unfinished / name).unlink(missing_ok=True)
+            place = kept_place(self._folder, state.global_step)
+            shutil.rmtree(place, ignore_errors=True)
+            unfinished.rename(place)
+            for old in kept_checkpoints(self._folder)[: -self._number]:
+                shutil.rmtree(old.folder)
 
 
 class _Reporting(TrainerCallback):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -12,11 +12,14 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
 from toolwise.training.hardware import HardwareSettings
+
+_KEPT_ADAPTERS = "keep_checkpoints is 1 with lora: adapters are merged at the end only"
 
 
 class LoraSettings(BaseModel):
@@ -49,6 +52,9 @@ class SftSettings(BaseModel):
         freeze_vision: train the language model only; what the encoder sees stays as it was.
         lora: train adapters instead of the weights.
         checkpoint_every: steps between checkpoints.
+        keep_checkpoints: checkpoints that are kept and logged when the training has ended: the
+            final one and the newest before it. Adapters are merged at the end only, so with `lora`
+            it is 1.
         search: the search tools the prompts offer; as the profile has it.
         hardware: where it runs; as the profile has it.
     """
@@ -64,8 +70,15 @@ class SftSettings(BaseModel):
     freeze_vision: bool = False
     lora: LoraSettings | None = None
     checkpoint_every: PositiveInt = 100
+    keep_checkpoints: PositiveInt = 1
     search: SearchSettings | None = None
     hardware: HardwareSettings | None = None
+
+    @model_validator(mode="after")
+    def _keeps_whole_weights(self) -> Self:
+        if self.lora is not None and self.keep_checkpoints > 1:
+            raise ValueError(_KEPT_ADAPTERS)
+        return self
 
 
 class HdpoSettings(BaseModel):
@@ -100,6 +113,9 @@ class HdpoSettings(BaseModel):
         max_turns: assistant turns of a rollout.
         isolation: lowest isolation accepted for the python sandbox.
         checkpoint_every: steps between checkpoints.
+        keep_checkpoints: checkpoints that are kept and logged when the training has ended: the
+            final one and the newest before it. Adapters are merged at the end only, so with `lora`
+            it is 1.
         search: the search tools; as the profile has it.
         hardware: where it runs; as the profile has it.
     """
@@ -132,5 +148,12 @@ class HdpoSettings(BaseModel):
     max_turns: PositiveInt = 4
     isolation: Isolation = Isolation.BUBBLEWRAP
     checkpoint_every: PositiveInt = 25
+    keep_checkpoints: PositiveInt = 1
     search: SearchSettings | None = None
     hardware: HardwareSettings | None = None
+
+    @model_validator(mode="after")
+    def _keeps_whole_weights(self) -> Self:
+        if self.lora is not None and self.keep_checkpoints > 1:
+            raise ValueError(_KEPT_ADAPTERS)
+        return self

@@ -93,7 +93,8 @@ def train_sft(
     # Qwen3-VL's class says no, of the loss in its own forward pass. The trainer's loss is another,
     # and without the count it would average means of parts, whose numbers of tokens differ.
     trainer.model_accepts_loss_kwargs = True
-    train_and_publish(trainer, work, out_dir, log=log, progress=progress)
+    keep = settings.keep_checkpoints
+    train_and_publish(trainer, work, out_dir, keep=keep, log=log, progress=progress)
 
 
 def _order(rendered: Sequence[RenderedConversation], settings: SftSettings, seed: int) -> list[int]:

@@ -71,7 +71,8 @@ def train_hdpo(
     tools = open_tools(corpus, settings.isolation, search=settings.search)
     try:
         trainer = build_trainer(model_dir, prompts, tools, work, settings, seed)
-        train_and_publish(trainer, work, out_dir, log=log, progress=progress)
+        keep = settings.keep_checkpoints
+        train_and_publish(trainer, work, out_dir, keep=keep, log=log, progress=progress)
     finally:
         asyncio.run(_close(tools))
 
