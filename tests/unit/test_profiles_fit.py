@@ -70,7 +70,7 @@ def test_a_profile_that_cannot_fit_is_refused_by_the_command(tmp_path: Path) -> 
     ("section", "changes", "told"),
     [
         ("kubeflow", {"memory": "32Gi"}, "128Gi of main memory"),
-        ("kubeflow", {"memory": "much"}, "no amount of memory"),
+        ("kubeflow", {"memory": "much"}, "is not an amount of memory"),
         ("hdpo", {"accumulate": 255}, "set hdpo.accumulate to 64 or 128 or 256"),
         ("hardware", {"context_tokens": 300_000}, "reads at most 262,144 tokens"),
     ],
