@@ -181,7 +181,7 @@ def estimate_profile(profile: Profile) -> list[Estimate]:
 
 
 def memory_quantity(text: str) -> float:
-    """Bytes of a memory limit as Kubernetes writes it (`256Gi`); the profile has checked its form."""
+    """Bytes of a memory limit as Kubernetes writes it; the profile has checked its form."""
     from kubernetes.utils import parse_quantity
 
     return float(parse_quantity(text))
