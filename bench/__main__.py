@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import platform
 import sys
-from pathlib import Path
+import time
 
 from rich.console import Console
 from rich.table import Table
+
+from bench.results_file import write_figures
 
 PARTS = (
     "sandbox",
@@ -24,7 +23,6 @@ PARTS = (
     "collapse_alarm",
     "serve",
 )
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(parts: list[str]) -> None:
@@ -33,17 +31,15 @@ def main(parts: list[str]) -> None:
     if unknown:
         sys.exit(f"no part named {', '.join(unknown)}; there are: {', '.join(PARTS)}")
     console = Console()
-    RESULTS.mkdir(exist_ok=True)
-    machine = {"cores": os.cpu_count(), "python": platform.python_version()}
     for part in parts or PARTS:
+        started = time.perf_counter()
         with console.status(f"measuring {part}"):
             figures = importlib.import_module(f"bench.{part}").measure()
         table = Table("figure", "value", title=part)
         for name, value in figures.items():
             table.add_row(name, f"{value:.3f}")
         console.print(table)
-        record = json.dumps({"machine": machine, "figures": figures}, indent=2)
-        (RESULTS / f"{part}.json").write_text(record + "\n")
+        write_figures(part, figures, time.perf_counter() - started)
 
 
 main(sys.argv[1:])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolwise.errors import InputError
-from toolwise.steps.alarm import log_training
+from toolwise.steps.alarm import TrainingLog
 from toolwise.steps.running import Step
 from toolwise.training.settings import HdpoSettings, SftSettings
 
@@ -89,11 +89,12 @@ def train_on_cluster(step: Step, cluster: Cluster, jobs: TrainJobs | None = None
         print(f"TrainJob {name} in namespace {jobs.namespace}", flush=True)
         if beside:
             jobs.put(*server_objects(name, started, inputs["model"], hardware, cluster))
-        jobs.follow(name, lambda line: _hear(step, line))
+        log = TrainingLog(step.run)
+        jobs.follow(name, lambda line: _hear(step, log, line))
     return {"checkpoint": local_copy(work.output)}
 
 
-def _hear(step: Step, line: str) -> None:
+def _hear(step: Step, log: TrainingLog, line: str) -> None:
     """Pass on what the first process of a `TrainJob` says."""
     from toolwise.steps.node import word_in
 
@@ -102,7 +103,7 @@ def _hear(step: Step, line: str) -> None:
         print(line, flush=True)
         return
     if word.metrics:
-        log_training(step.run, word.metrics, word.step)
+        log(word.metrics, word.step)
     else:
         step.events.progress(word.done, word.total, word.note)
 
