@@ -13,11 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 import torch
+from datasets import Dataset
+from recorded_rollouts import base_model, load
 from token_server import TokenServer
 from toy_training import TASKS, cold_start
 from transformers import AutoModelForImageTextToText
 from trl.generation import vllm_generation
+from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
@@ -98,7 +102,17 @@ class ServerGeneration(VLLMGeneration):
     def _init_vllm(self) -> None:
         info = {"model_config": {"logprobs_mode": "processed_logprobs"}}
         self.vllm_client = SimpleNamespace(get_server_info=lambda: info)
+        self.vllm_client.generate = self._client().generate
         self.requests_before: list[int] = []
+
+    def _client(self) -> VLLMClient:
+        client = object.__new__(VLLMClient)  # its own constructor wants vLLM installed
+        client.session, client.base_url, client.model = (
+            requests.Session(),
+            self.server.url,
+            "/model",
+        )
+        return client
 
     def sync_weights(self) -> None:  # the server decodes with the policy itself
         self.requests_before.append(len(self.server.requests))
@@ -232,3 +246,41 @@ def test_a_servers_rollouts_are_the_policys_and_it_gets_the_weights_before_each_
         assert step["tool_call_rate"] > 0
         assert step["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-3)
     assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_trls_own_generation_from_a_server_trains_both_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", ServerGeneration)
+    base = base_model(tmp_path)
+    processor, model = load_processor(base), load(base)
+
+    def every_other(completions: Sequence[Any], **_: Any) -> list[float | None]:
+        return [float(row % 2) for row in range(len(completions))]
+
+    with TokenServer(TransformersEngine(model, processor)) as server:
+        monkeypatch.setattr(ServerGeneration, "server", server, raising=False)
+        trainer: Any = HDPOTrainer(
+            model=model,
+            reward_funcs=every_other,
+            args=settings(
+                tmp_path,
+                vllm_mode="server",
+                vllm_server_base_url=server.url,
+                max_completion_length=4,
+                gradient_accumulation_steps=2,
+            ),
+            processing_class=processor,
+            train_dataset=Dataset.from_dict(
+                {"prompt": [[{"role": "user", "content": text}] for text in ("sum?", "colour?")]}
+            ),
+        )
+        trainer.train()
+    assert trainer.vllm_generation.requests_before == [0, 1]
+    assert [(path, body["n"]) for path, body in server.requests] == [("/v1/completions", G)] * 2
+    steps = [entry for entry in trainer.state.log_history if "accuracy" in entry]
+    for step in steps:
+        assert step["accuracy"] == 0.5
+        assert step["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-3)
+        assert step["grad_norm"] > 0
+    assert len(steps) == 2
