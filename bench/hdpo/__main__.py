@@ -45,9 +45,9 @@ def main() -> None:
         write_results(results)
     else:
         results = run_study(scale)
+    trained = not (given.report or given.so_far)
     write_report(results)
-    if not given.report:
-        write_figures("hdpo", headline(results), time.perf_counter() - started)
+    write_figures("hdpo", headline(results), time.perf_counter() - started if trained else None)
 
 
 if __name__ == "__main__":

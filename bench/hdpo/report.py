@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, eapo, grpo, push
 from bench.hdpo.figures import THRESHOLDS, WINDOW
+from bench.hdpo.measuring import KNOWN_SAMPLES, MIXED
 from bench.hdpo.plots import plot_curves, plot_exact, plot_q
 from toolwise.markdown import fill, table
 
@@ -115,13 +116,19 @@ def _study_tables(results: dict[str, Any]) -> str:
         f"its least, in the last {WINDOW}.",
         "",
         table(
-            ["start", "prompts", "solvable without tools", "mixed", "sampled calls on solvable"],
+            [
+                "start",
+                "prompts",
+                "solvable without tools",
+                f"mixed ({MIXED}–{KNOWN_SAMPLES - MIXED} of {KNOWN_SAMPLES} right)",
+                "sampled calls on solvable",
+            ],
             (
                 [
                     name,
                     str(start["prompts"]),
                     str(start["solvable"]),
-                    str(start["mixed"]),
+                    f"{start['mixed']}, {start['mixed_solvable']} of them solvable",
                     f"{start['called_on_solvable']:.1%}",
                 ]
                 for name, start in results["starts"].items()
