@@ -22,7 +22,7 @@ def write_figures(part: str, figures: Mapping[str, float], seconds: float | None
     """
     file = RESULTS / f"{part}.json"
     if seconds is None:
-        seconds = json.loads(file.read_text())["seconds"] if file.exists() else 0.0
+        seconds = float(json.loads(file.read_text())["seconds"]) if file.exists() else 0.0
     record = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
         "seconds": round(seconds, 1),

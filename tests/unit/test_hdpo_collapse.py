@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -97,10 +98,10 @@ def by_hand(rates: list[tuple[float, float]]) -> Collapse | None:
 
     def window(end: int, size: int) -> Window:
         part = rates[max(0, end - size) : end]
-        means = [round(sum(column) / len(part), 9) for column in zip(*part, strict=True)]
+        accuracy, missed = (round(sum(column) / len(part), 9) for column in zip(*part, strict=True))
         count = len(part) * P
-        intervals = [wilson_interval(mean * count, count, CONFIDENCE) for mean in means]
-        return Window(end, *means, *intervals)
+        intervals = (wilson_interval(m * count, count, CONFIDENCE) for m in (accuracy, missed))
+        return Window(end, accuracy, missed, *intervals)
 
     for size in (5, 20):
         after = window(len(rates), size)
@@ -179,7 +180,7 @@ class TestTheAlarm:
         rng, computed = random.Random(0), 0
         interval = collapse.wilson_interval
 
-        def counted(*given: float) -> Interval:
+        def counted(*given: Any) -> Interval:
             nonlocal computed
             computed += 1
             return interval(*given)
