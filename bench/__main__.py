@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 
 from rich.console import Console
 
@@ -38,10 +39,11 @@ def main(parts: list[str]) -> None:
         if part in ON_REQUEST:
             importlib.import_module(f"bench.{part}").main([])
             continue
+        started = time.perf_counter()
         with console.status(f"measuring {part}"):
             figures = importlib.import_module(f"bench.{part}").measure()
         show(part, figures, console)
-        record(part, figures)
+        record(part, figures, time.perf_counter() - started)
 
 
 main(sys.argv[1:])

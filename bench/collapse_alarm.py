@@ -26,7 +26,7 @@ from toolwise.training.hdpo.run import build_trainer
 from toolwise.training.settings import HdpoSettings
 
 HEALTHY = HdpoSettings(
-    steps=30,
+    steps=48,  # 1,152 groups, so that a long window of the alarm (800) has an earlier one
     prompts_per_step=24,
     num_generations=4,
     learning_rate=1e-4,
@@ -34,7 +34,7 @@ HEALTHY = HdpoSettings(
     aggregation="rollout",
     max_tokens=32,
 )
-BREAKING = HEALTHY.model_copy(update={"learning_rate": 1e-3, "w_tool": 5.0})
+BREAKING = HEALTHY.model_copy(update={"steps": 30, "learning_rate": 1e-3, "w_tool": 5.0})
 CURVES = Path(__file__).parent / "results" / "collapse_alarm_curves.json"
 KEPT = ("accuracy", "tool_call_rate", MISSED, "necessary_call_rate/estimate", ALARM)
 

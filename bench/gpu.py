@@ -240,10 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("steps", "prompts", "group", "tokens", "accumulate"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Run(), name))
     parser.add_argument("--all-weights", action="store_true")
+    started = time.perf_counter()
     figures = measure(Run(**vars(parser.parse_args(arguments))))
     show("gpu", figures, Console())
     if torch.cuda.is_available():
-        record("gpu", figures, gpu=torch.cuda.get_device_name())
+        seconds = time.perf_counter() - started
+        record("gpu", figures, seconds, gpu=torch.cuda.get_device_name())
 
 
 if __name__ == "__main__":

@@ -22,16 +22,30 @@ def show(part: str, figures: Mapping[str, float], console: Console) -> None:
     console.print(table)
 
 
-def record(part: str, figures: Mapping[str, float], folder: Path = RESULTS, **also: str) -> None:
-    """Write `bench/results/<part>.json`: the figures, and the machine they were taken on.
+def record(
+    part: str,
+    figures: Mapping[str, float],
+    seconds: float | None,
+    folder: Path = RESULTS,
+    **also: str,
+) -> None:
+    """Write `bench/results/<part>.json`: the figures, what they took, and the machine.
 
     Args:
         part: of the benchmark.
         figures: by name.
+        seconds: that measuring took, less than the work where something was kept from before; None
+            where nothing was measured, and what the file says of it stays.
         folder: where the file goes.
         also: what else there is to say of the machine.
     """
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), **also}
+    file = folder / f"{part}.json"
+    if seconds is None:
+        seconds = float(json.loads(file.read_text())["seconds"]) if file.exists() else 0.0
+    content = {
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), **also},
+        "seconds": round(seconds, 1),
+        "figures": dict(figures),
+    }
     folder.mkdir(exist_ok=True)
-    text = json.dumps({"machine": machine, "figures": dict(figures)}, indent=2)
-    (folder / f"{part}.json").write_text(text + "\n")
+    file.write_text(json.dumps(content, indent=2) + "\n")

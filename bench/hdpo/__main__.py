@@ -1,14 +1,20 @@
-"""`python -m bench.hdpo`: run the study, a part of it or more of it, and write docs/hdpo.md."""
+"""`python -m bench.hdpo`: run the study, a part of it or more of it, and write docs/hdpo.md.
+
+The results hold every finished arm of the study's size, whichever were asked for.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 
+from bench.hdpo import headline
 from bench.hdpo.report import write_report
 from bench.hdpo.scale import Scale
 from bench.hdpo.study import RESULTS, finished, run_study, write_results
+from bench.recording import record
 
 
 def main() -> None:
@@ -16,7 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m bench.hdpo", description=__doc__)
     parser.add_argument("--seeds", type=int, default=Scale().seeds)
     parser.add_argument("--steps", type=int, default=Scale().steps, help="of each arm")
-    parser.add_argument("--only", default="", help="regular expression of `regime: arm`")
+    parser.add_argument(
+        "--only", default="", help="train those arms whose `regime: arm` matches this expression"
+    )
     parser.add_argument("--full", action="store_true", help="5 seeds of 120 steps")
     parser.add_argument(
         "--so-far", action="store_true", help="train nothing; collect the arms that are done"
@@ -26,6 +34,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     seeds, steps = (5, 120) if given.full else (given.seeds, given.steps)
+    started = time.perf_counter()
     scale = Scale(seeds=seeds, steps=steps, only=given.only)
     if given.report:
         if not RESULTS.exists():
@@ -36,7 +45,9 @@ def main() -> None:
         write_results(results)
     else:
         results = run_study(scale)
+    trained = not (given.report or given.so_far)
     write_report(results)
+    record("hdpo", headline(results), time.perf_counter() - started if trained else None)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,13 @@ def arms() -> Iterator[Arm]:
     yield Arm(hard, "eapo 0.5", eapo, start="reflex")
     biased = "eapo 0.5, tool-free 2 uncorrected"
     yield Arm(hard, biased, {**eapo, **uncorrected}, start="reflex")
-    yield Arm(f"{hard}, {longer}", "hdpo 0.3", {"w_tool": 0.3}, start="reflex", longer=4)
-    yield Arm(f"{hard}, {longer}", biased, {**eapo, **uncorrected}, start="reflex", longer=4)
+    for name, changes in (
+        ("hdpo 0.3", {"w_tool": 0.3}),
+        ("hdpo 0.15, tool-free 2 uncorrected", uncorrected),
+        ("eapo 0.5", eapo),
+        (biased, {**eapo, **uncorrected}),
+    ):
+        yield Arm(f"{hard}, {longer}", name, changes, start="reflex", longer=4)
 
     for flipped, alphas in ((0.05, (0.1,)), (0.15, (0.1, 1.0))):
         noisy = f"judge wrong in {flipped:.0%}"

@@ -76,6 +76,7 @@ def collect(
                 "prompts": len(prompts),
                 "solvable": sum(p["solvable"] for p in prompts.values()),
                 "mixed": sum(p["mixed"] for p in prompts.values()),
+                "mixed_solvable": sum(p["mixed"] and p["solvable"] for p in prompts.values()),
                 "called_on_solvable": fmean(p["called"] for p in prompts.values() if p["solvable"]),
             }
             for start, prompts in known.items()

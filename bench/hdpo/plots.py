@@ -18,12 +18,15 @@ from bench.hdpo.figures import THRESHOLDS
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart with any colour vision (Okabe & Ito)."""
 IN_Q = (
-    "main: grpo",
-    "main: hdpo 0.15, tool-free 2",
+    "four times as long: hdpo 0.15",
+    "four times as long: hdpo 0.3",
+    "four times as long: coupled 0.1",
+    "four times as long: grpo",
+    "never abstains, four times as long: eapo 0.5, tool-free 2 uncorrected",
     "judge wrong in 15%: hdpo 0.15",
     "mixed groups: hdpo 0.15",
 )
-"""Arms whose qualifying sets are drawn, beside those that ran longer."""
+"""Arms whose qualifying sets are drawn."""
 
 
 def plot_exact(methods: dict[str, Method], call: float, path: Path) -> None:
@@ -85,30 +88,22 @@ def plot_curves(results: dict[str, Any], path: Path) -> None:
 
 def plot_q(results: dict[str, Any], path: Path) -> None:
     """The implicit curriculum: size of Q, groups with an efficiency signal, mixed groups."""
-    arms = [
-        arm
-        for arm in results["arms"]
-        if f"{arm['regime']}: {arm['name']}" in IN_Q
-        or len(arm["curve"]["rollouts"]) > results["scale"]["steps"]
-    ]
+    arms = [arm for arm in results["arms"] if f"{arm['regime']}: {arm['name']}" in IN_Q]
     titles = {
         "q": "rollouts in Q, of a group",
         "signal": "groups with an efficiency signal",
         "mixed": "groups with right and wrong",
     }
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.0), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for number, arm in enumerate(arms):
+        for arm, colour in zip(arms, COLOURS, strict=False):
             label = f"{arm['regime']}: {arm['name']}" if name == "q" else None
-            curve = arm["curve"]
-            again, colour = divmod(number, len(COLOURS))
-            style = {"color": COLOURS[colour], "linestyle": "--" if again else "-"}
-            axes.plot(curve["rollouts"], curve[name], label=label, **style)
+            axes.plot(arm["curve"]["rollouts"], arm["curve"][name], color=colour, label=label)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("rollouts")
         axes.set_ylim(bottom=0)
         _clean(axes)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     _save(figure, path)
 
 

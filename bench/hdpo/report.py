@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, eapo, grpo, push
 from bench.hdpo.figures import THRESHOLDS, WINDOW
+from bench.hdpo.measuring import KNOWN_SAMPLES, MIXED
 from bench.hdpo.plots import plot_curves, plot_exact, plot_q
 from toolwise.markdown import fill, table
 
@@ -99,12 +100,15 @@ def _study_tables(results: dict[str, Any]) -> str:
     rollouts = scale["prompts_per_step"] * scale["num_generations"]
     usual = [arm for arm in results["arms"] if len(arm["curve"]["rollouts"]) == scale["steps"]]
     cpu = [arm["cpu_seconds"] for arm in usual]
+    all_minutes = sum(arm["cpu_seconds"] * len(arm["seeds"]) for arm in results["arms"]) / 60
     lines = [
         f"{scale['steps']} steps of {scale['prompts_per_step']} prompts × G "
         f"{scale['num_generations']} ({scale['steps'] * rollouts:,} rollouts an arm, unless its "
         f"heading says otherwise), "
         f"{scale['items']} benchmark items answered once greedily and twice sampled; "
-        f"{min(cpu):.0f}–{max(cpu):.0f} s of one core an arm and seed. *Until* is the number of "
+        f"{min(cpu):.0f}–{max(cpu):.0f} s of one core an arm and seed, all of them together "
+        f"{all_minutes:.0f} minutes of one. Rates are those of sampled answers, unless it says "
+        f"greedy; in brackets their 95% intervals. *Until* is the number of "
         f"rollouts after which the redundant rate of the rollouts themselves, over {WINDOW} steps, "
         f"stays under a threshold, seed by seed "
         f"(– : not within the run). Rates by ability are sampled ones. *Q* is the mean number of "
@@ -112,28 +116,61 @@ def _study_tables(results: dict[str, Any]) -> str:
         f"its least, in the last {WINDOW}.",
         "",
         table(
-            ["start", "prompts", "solvable without tools", "mixed", "sampled calls on solvable"],
+            [
+                "start",
+                "prompts",
+                "solvable without tools",
+                f"mixed ({MIXED}–{KNOWN_SAMPLES - MIXED} of {KNOWN_SAMPLES} right)",
+                "sampled calls on solvable",
+            ],
             (
                 [
                     name,
                     str(start["prompts"]),
                     str(start["solvable"]),
-                    str(start["mixed"]),
+                    f"{start['mixed']}, {start['mixed_solvable']} of them solvable",
                     f"{start['called_on_solvable']:.1%}",
                 ]
                 for name, start in results["starts"].items()
             ),
         ),
     ]
+    lines += ["", _overview(results["arms"])]
     for regime in dict.fromkeys(arm["regime"] for arm in results["arms"]):
         arms = [arm for arm in results["arms"] if arm["regime"] == regime]
-        lines += ["", f"#### {regime[0].upper()}{regime[1:]}", "", _regime_table(arms)]
+        title = f"{regime[0].upper()}{regime[1:]}"
+        lines += ["", "<details>", f"<summary>{title}: all figures</summary>"]
+        lines += ["", _regime_table(arms)]
         for reference in dict.fromkeys(name for arm in arms for name in arm["against"]):
             compared = [arm for arm in arms if reference in arm["against"]]
             lines += ["", _comparison_table(compared, reference)]
+        lines += ["", "</details>"]
     lines += ["", "![Calls in training: redundant (solid), necessary (dotted)](hdpo-curves.svg)"]
     lines += ["", "![The qualifying set in training](hdpo-q.svg)"]
     return "\n".join(lines)
+
+
+def _overview(arms: Sequence[dict[str, Any]]) -> str:
+    """Every arm in a line: its sampled rates, and when it was cured."""
+    return table(
+        [
+            "regime",
+            "arm",
+            "accuracy",
+            "redundant",
+            "necessary",
+            f"until under {THRESHOLDS[-1]:.0%}",
+        ],
+        (
+            [
+                arm["regime"],
+                arm["name"],
+                *(_percent(metric["value"]) for metric in arm["sampled"].values()),
+                _counts(arm["rollouts_until_under"][str(THRESHOLDS[-1])]),
+            ]
+            for arm in arms
+        ),
+    )
 
 
 def _regime_table(arms: Sequence[dict[str, Any]]) -> str:
@@ -204,6 +241,10 @@ def _points(difference: dict[str, float] | None) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.3f}" if abs(value) >= 5e-4 else "0"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def _share(value: float | None) -> str:

@@ -148,7 +148,9 @@ def load(base: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
 
 
-def on_records(base: Path, folder: Path, reward: Any = right, **changes: Any) -> HDPOTrainer:
+def on_records(
+    base: Path, folder: Path, reward: Any = right, peft_config: Any = None, **changes: Any
+) -> HDPOTrainer:
     """An HDPO trainer on the recorded rollouts."""
     processor = load_processor(base)
     rows = 0
@@ -159,6 +161,7 @@ def on_records(base: Path, folder: Path, reward: Any = right, **changes: Any) ->
         reward_funcs=reward,
         args=HDPOConfig(**arguments(folder, **changes)),
         processing_class=processor,
+        peft_config=peft_config,
         agent=RecordedAgent(processor, rows, changes.get("tool_free", 0)),
         tasks=PROMPTS,
     )

@@ -10,9 +10,11 @@ import mlflow
 import pytest
 from recorded_rollouts import PROMPTS, RecordedAgent, arguments, base_model, load, right
 
+from toolwise import tracking
 from toolwise.agent import Rollout, Sampling
 from toolwise.agent.processor import load_processor
 from toolwise.data import Task
+from toolwise.steps.alarm import TrainingLog
 from toolwise.training.hdpo import HDPOConfig, HDPOTrainer, collapse
 
 GOOD, BAD = 4, 5
@@ -64,5 +66,17 @@ def test_a_collapse_is_logged_warned_of_once_and_tagged(
         "without a call rose from 0.00 to 1.00 of all rollouts"
     ]
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    assert run.data.tags[collapse.TAG] == said[0]
+    # The tag is that of the step that raised it, as in a run of the pipeline.
+    tag = "step 8: accuracy 0.00, wrong answers without a call 1.00 of all rollouts"
+    assert run.data.tags[collapse.TAG] == tag
     assert run.data.metrics["collapse_alarm"] == 1.0
+    parent = tracking.start_pipeline_run("pipelines", "run")
+    with tracking.step(parent, "train-hdpo") as step:
+        log_step = TrainingLog(step)
+        for entry in log:
+            rates = {name: entry[name] for name in ("accuracy", collapse.MISSED, collapse.ALARM)}
+            log_step(rates, entry["step"])
+        step.flush()
+    logged = mlflow.get_run(step.run_id).data
+    assert logged.tags[collapse.TAG] == tag
+    assert logged.metrics["collapse_alarm"] == 1.0

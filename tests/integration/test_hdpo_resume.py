@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from recorded_rollouts import base_model
 from safetensors.torch import load_file
 from toy_training import TASKS, cold_start
-from training_processes import run, train_on_trl, train_the_step
+from training_processes import run, train_on_agent, train_on_trl, train_the_step
 
 from toolwise.data.parquet import write_tasks
 from toolwise.training.resuming import last_checkpoint
 from toolwise.training.settings import HdpoSettings
 
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules=r".*language_model.*\.(q|v)_proj")
 KILLED = [-signal.SIGKILL]
 
 
@@ -79,6 +81,34 @@ class TestOnTrlsOwnGeneration:
         assert len(expected) >= 2
         assert found == expected
         assert len({json.dumps(entry["loss"]) for entry in expected}) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "adapters"),
+    [
+        ({"num_iterations": 2}, None),
+        ({}, LORA),
+        ({"num_iterations": 2, "beta": 0.1}, LORA),
+        ({"num_iterations": 2, "use_adaptive_entropy": True}, None),
+    ],
+    ids=["rollouts used twice", "adapters", "adapters, a KL term", "adaptive entropy"],
+)
+def test_on_the_agent_loop_a_killed_run_ends_as_one_left_alone(
+    tmp_path: Path, changes: dict[str, Any], adapters: LoraConfig | None
+) -> None:
+    base = base_model(tmp_path)
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    changes = {"max_steps": 4, "w_tool": 0.5, **changes}
+    assert run(train_on_agent, base, alone, changes, adapters, None) == [0]
+    # Before the second use of a batch of rollouts, and with a checkpoint half written.
+    for death in (("training_step", 1), ("_save_rng_state", 3)):
+        assert run(train_on_agent, base, killed, changes, adapters, death) == KILLED
+    assert run(train_on_agent, base, killed, changes, adapters, None) == [0]
+    (expected, weights), (found, others) = (torch.load(f / "trained.pt") for f in (alone, killed))
+    assert lasting(found) == lasting(expected)
+    assert [entry["grad_norm"] > 0 for entry in lasting(expected)] == [True] * 4
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def test_two_processes_killed_at_once_go_on_from_the_same_checkpoint(tmp_path: Path) -> None:

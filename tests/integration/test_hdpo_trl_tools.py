@@ -20,6 +20,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from toolwise.agent.processor import load_processor
+from toolwise.agent.transformers_engine import TransformersEngine
+from toolwise.errors import InputError
 from toolwise.synthetic.model import build_tokenizer
 from toolwise.training.hdpo import HDPOConfig, HDPOTrainer, hdpo_advantages
 from toolwise.training.hdpo.rewards import efficiency_rewards
@@ -171,6 +173,12 @@ def test_calls_of_trls_loop_are_what_efficiency_counts(
     assert logged["grad_norm"] > 0
     after = dict(trainer.model.named_parameters())
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_agent_loop_refuses_a_text_only_model_by_name(tmp_path: Path) -> None:
+    model, tokenizer = text_only(tmp_path)
+    with pytest.raises(InputError, match="is the tokenizer of a text-only model"):
+        TransformersEngine(model, tokenizer)
 
 
 def test_a_turn_goes_on_without_the_conversations_that_got_images(tmp_path: Path) -> None:

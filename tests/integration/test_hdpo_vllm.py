@@ -1,4 +1,4 @@
-"""HDPOTrainer with TRL's colocated vLLM and the agent loop.
+"""HDPOTrainer with the agent loop and vLLM, colocated or a server.
 
 All but vLLM itself is real: in its place the policy decodes, as slowly as plainly.
 """
@@ -13,11 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import requests
 import torch
+from datasets import Dataset
+from recorded_rollouts import base_model, load
 from token_server import TokenServer
 from toy_training import TASKS, cold_start
 from transformers import AutoModelForImageTextToText
 from trl.generation import vllm_generation
+from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
@@ -25,6 +29,7 @@ from toolwise.agent import Limits
 from toolwise.agent.processor import load_processor
 from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.agent.vllm_engine import VLLMEngine
+from toolwise.agent.vllm_server import VLLMServer
 from toolwise.data import encode_image
 from toolwise.tools import Tool, open_tools
 from toolwise.training.hdpo import HDPOConfig, HDPOTrainer
@@ -89,6 +94,30 @@ class Generation(VLLMGeneration):
         self._llm_weights_sleeping = False
 
 
+class ServerGeneration(VLLMGeneration):
+    """TRL's own, but for the client that hands weights over by NCCL."""
+
+    server: TokenServer
+
+    def _init_vllm(self) -> None:
+        info = {"model_config": {"logprobs_mode": "processed_logprobs"}}
+        self.vllm_client = SimpleNamespace(get_server_info=lambda: info)
+        self.vllm_client.generate = self._client().generate
+        self.requests_before: list[int] = []
+
+    def _client(self) -> VLLMClient:
+        client = object.__new__(VLLMClient)  # its own constructor wants vLLM installed
+        client.session, client.base_url, client.model = (
+            requests.Session(),
+            self.server.url,
+            "/model",
+        )
+        return client
+
+    def sync_weights(self) -> None:  # the server decodes with the policy itself
+        self.requests_before.append(len(self.server.requests))
+
+
 def three_of_four(rollout: Sequence[Any], **_: Any) -> list[float | None]:
     return [float(row % G != 0) for row in range(len(rollout))]
 
@@ -101,21 +130,14 @@ def tools() -> Iterator[Sequence[Tool]]:
         asyncio.run(tool.aclose())
 
 
-@pytest.fixture
-def trainer(tmp_path: Path, tools: Sequence[Tool], monkeypatch: pytest.MonkeyPatch) -> HDPOTrainer:
-    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", Generation)
-    monkeypatch.setattr(vllm_generation, "SamplingParams", SimpleNamespace, raising=False)
-    checkpoint = cold_start(tmp_path)
-    processor = load_processor(checkpoint)
-    settings: dict[str, Any] = {
+def settings(folder: Path, **mode: Any) -> HDPOConfig:
+    chosen: dict[str, Any] = {
         "max_steps": 2,
         "per_device_train_batch_size": G,
         "gradient_accumulation_steps": len(PROMPTS),
         "num_generations": G,
         "max_completion_length": 90,
         "use_vllm": True,
-        "vllm_mode": "colocate",
-        "vllm_enable_sleep_mode": True,
         "vllm_importance_sampling_mode": "token_truncate",
         "report_to": "none",
         "use_cpu": True,
@@ -124,11 +146,21 @@ def trainer(tmp_path: Path, tools: Sequence[Tool], monkeypatch: pytest.MonkeyPat
         "logging_steps": 1,
         "save_strategy": "no",
         "disable_tqdm": True,
+        **mode,
     }
+    return HDPOConfig(output_dir=str(folder), **chosen)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path, tools: Sequence[Tool], monkeypatch: pytest.MonkeyPatch) -> HDPOTrainer:
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", Generation)
+    monkeypatch.setattr(vllm_generation, "SamplingParams", SimpleNamespace, raising=False)
+    checkpoint = cold_start(tmp_path)
+    processor = load_processor(checkpoint)
     return HDPOTrainer(
         model=AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32),
         reward_funcs=three_of_four,
-        args=HDPOConfig(output_dir=str(tmp_path), **settings),
+        args=settings(tmp_path, vllm_mode="colocate", vllm_enable_sleep_mode=True),
         processing_class=processor,
         agent=lambda made: InProcessAgent(
             VLLMEngine(ColocatedVLLM(made.vllm_generation), processor), tools, Limits(max_turns=3)
@@ -179,3 +211,76 @@ def test_what_it_sampled_otherwise_than_the_policy_is_made_up_for_in_both_channe
         found[corrected] = [metrics[name].pop() for name in names]
     assert all(abs(loss) > 1e-4 for loss in found[False])
     assert found[True] == pytest.approx([math.exp(-OFF) * loss for loss in found[False]], rel=1e-3)
+
+
+def test_a_servers_rollouts_are_the_policys_and_it_gets_the_weights_before_each_batch(
+    tmp_path: Path, tools: Sequence[Tool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", ServerGeneration)
+    checkpoint = cold_start(tmp_path)
+    processor = load_processor(checkpoint)
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    with TokenServer(TransformersEngine(model, processor)) as server:
+        monkeypatch.setattr(ServerGeneration, "server", server, raising=False)
+        trainer: Any = HDPOTrainer(
+            model=model,
+            reward_funcs=three_of_four,
+            args=settings(tmp_path, vllm_mode="server", vllm_server_base_url=server.url),
+            processing_class=processor,
+            agent=InProcessAgent(
+                VLLMEngine(VLLMServer(server.url), processor), tools, Limits(max_turns=3)
+            ),
+            tasks=PROMPTS,
+        )
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        trainer.train()
+    # A batch of rollouts takes turns of 12 requests or fewer; weights come before the first.
+    first, second = trainer.vllm_generation.requests_before
+    assert first == 0
+    assert second > len(PROMPTS) * G
+    assert len(server.requests) - second > len(PROMPTS) * G
+    assert {path for path, _ in server.requests} >= {"/v1/completions", "/inference/v1/generate"}
+    steps = [entry for entry in trainer.state.log_history if "accuracy" in entry]
+    assert len(steps) == 2
+    for step in steps:
+        assert step["tool_call_rate"] > 0
+        assert step["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-3)
+    assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_trls_own_generation_from_a_server_trains_both_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", ServerGeneration)
+    base = base_model(tmp_path)
+    processor, model = load_processor(base), load(base)
+
+    def every_other(completions: Sequence[Any], **_: Any) -> list[float | None]:
+        return [float(row % 2) for row in range(len(completions))]
+
+    with TokenServer(TransformersEngine(model, processor)) as server:
+        monkeypatch.setattr(ServerGeneration, "server", server, raising=False)
+        trainer: Any = HDPOTrainer(
+            model=model,
+            reward_funcs=every_other,
+            args=settings(
+                tmp_path,
+                vllm_mode="server",
+                vllm_server_base_url=server.url,
+                max_completion_length=4,
+                gradient_accumulation_steps=2,
+            ),
+            processing_class=processor,
+            train_dataset=Dataset.from_dict(
+                {"prompt": [[{"role": "user", "content": text}] for text in ("sum?", "colour?")]}
+            ),
+        )
+        trainer.train()
+    assert trainer.vllm_generation.requests_before == [0, 1]
+    assert [(path, body["n"]) for path, body in server.requests] == [("/v1/completions", G)] * 2
+    steps = [entry for entry in trainer.state.log_history if "accuracy" in entry]
+    for step in steps:
+        assert step["accuracy"] == 0.5
+        assert step["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-3)
+        assert step["grad_norm"] > 0
+    assert len(steps) == 2

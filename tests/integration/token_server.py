@@ -70,9 +70,20 @@ class TokenServer:
             return refusal
         if not body["return_token_ids"] or body["logprobs"] != 0:
             return JSONResponse({"error": "token ids were not asked for"}, 400)
-        ids, logprobs = self._decode(body["prompt"], [], body)
-        logprob_list = {"tokens": [""] * len(ids), "token_logprobs": logprobs, "top_logprobs": []}
-        return JSONResponse({"choices": [{"token_ids": ids, "logprobs": logprob_list}]})
+        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+        choices = []
+        for prompt in prompts:
+            for sample in range(body.get("n", 1)):
+                seed = body.get("seed") or len(self.requests) * 1000 + len(choices)
+                ids, logprobs = self._decode(prompt, [], {**body, "seed": seed + sample})
+                tokens = [f"token_id:{token}" for token in ids]
+                scores = {
+                    "tokens": tokens,
+                    "token_logprobs": logprobs,
+                    "top_logprobs": [{token: p} for token, p in zip(tokens, logprobs, strict=True)],
+                }
+                choices.append({"prompt_token_ids": prompt, "token_ids": ids, "logprobs": scores})
+        return JSONResponse({"choices": choices})
 
     def _render(self, body: dict[str, Any]) -> fastapi.Response:
         if refusal := self._noted("/v1/chat/completions/render", body):
@@ -132,7 +143,7 @@ class TokenServer:
                 types = (tokens == self._engine.renderer.image_id).int()
                 output = self._engine.model(input_ids=tokens, mm_token_type_ids=types, **vision)
                 logits = output.logits[0, -1].float()
-                for token, bias in wanted["logit_bias"].items():
+                for token, bias in wanted.get("logit_bias", {}).items():
                     logits[int(token)] += bias
                 scores = (logits / (wanted["temperature"] or 1)).log_softmax(-1)
                 if wanted["temperature"]:
@@ -141,7 +152,7 @@ class TokenServer:
                     token = int(scores.argmax())
                 written.append(token)
                 logprobs.append(float(scores[token]))
-                if token in wanted["stop_token_ids"]:
+                if token in wanted.get("stop_token_ids", [self._engine.renderer.end_id]):
                     break
         return written, logprobs
 

@@ -135,6 +135,20 @@ def train_on_trl(base: Path, folder: Path, changes: dict[str, Any], death: Any) 
     torch.save(trainer.state.log_history, folder / "curve.pt")
 
 
+def train_on_agent(
+    base: Path, folder: Path, changes: dict[str, Any], adapters: Any, death: Any
+) -> None:
+    """Trains on the recorded rollouts from the last checkpoint; writes curve and weights."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2, **changes}
+    torch.manual_seed(0)
+    trainer = on_records(base, folder, peft_config=adapters, **settings)
+    if death:
+        kill_after(trainer, *death)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trained = {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    torch.save((trainer.state.log_history, trained), folder / "trained.pt")
+
+
 def train_the_step(
     base: Path, prompts: Path, out: Path, settings: HdpoSettings, dies_at: int | None
 ) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
 
-from bench.hdpo import report, study
+from bench.hdpo import checkpoints, headline, report, study
 from bench.hdpo.arms import arms
 from bench.hdpo.checkpoints import code_digest
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, grpo, push
@@ -183,16 +185,98 @@ def test_a_study_whose_workers_get_nothing_done_ends(
         study.train_missing(Scale(seeds=1), worker)
 
 
+@pytest.fixture
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scale]:
+    """A study of one seed, all arms of which are done."""
+    monkeypatch.setattr(study, "WORK", tmp_path)
+    monkeypatch.setattr(checkpoints, "WORK", tmp_path)
+    checkpoints.material.cache_clear()
+    scale = Scale(seeds=1)
+    for start in ("mild", "reflex"):
+        known = checkpoints.material(scale).known(start)
+        known.parent.mkdir(exist_ok=True)
+        known.write_text('{"p": {"solvable": true, "mixed": false, "called": 0.8}}')
+    (tmp_path / "arms").mkdir()
+    for job in study.jobs(scale):
+        job.path.write_text(json.dumps(run([0, 1], [1, 1], [0] * 6)))
+    yield scale
+    checkpoints.material.cache_clear()
+
+
+def test_a_part_of_the_study_leaves_the_other_arms_in_the_results(done: Scale) -> None:
+    part = done.model_copy(update={"only": "mixed groups"})
+    assert 0 < len(list(study.jobs(part))) < len(list(study.jobs(done)))
+    assert study.finished(part) == study.finished(done)
+
+
+def test_arms_that_answered_no_item_in_common_are_reported_without_a_difference() -> None:
+    reference, *_ = [arm for arm in arms() if arm.label == "main: hdpo 0.15"]
+    rival, *_ = [arm for arm in arms() if arm.label == "main: coupled 0.1"]
+    ours, theirs = run([0, 1], [1, 1], [0] * 6), run([0, 1], [1, 1], [0] * 6)
+    # Without tools theirs is right where ours is wrong: they share no item of either kind.
+    theirs["scores"] = [
+        [item, ability, mode, sample, correct if mode != "tools_off" else 1 - correct, calls]
+        for item, ability, mode, sample, correct, calls in theirs["scores"]  # type: ignore[misc]
+    ]
+    known = {"mild": {"p": {"solvable": True, "mixed": False, "called": 0.8}}}
+    found = collect([(reference, 0, ours), (rival, 0, theirs)], known, Scale(steps=6))
+    against = found["arms"][1]["against"]["hdpo 0.15"]
+    assert against["accuracy"]["count"] == 2
+    assert against["redundant_call_rate"] is against["necessary_call_rate"] is None
+    assert "| coupled 0.1 | +0.0 (+0.0 … +0.0) | – | – |" in report.parts(found)["study"]
+
+
+def test_both_results_files_are_of_one_run() -> None:
+    arms_file, figures_file = (study.RESULTS.with_name(n) for n in ("hdpo_arms.json", "hdpo.json"))
+    written = json.loads(figures_file.read_text())["figures"]
+    assert written == headline(json.loads(arms_file.read_text()))
+
+
 def test_the_page_shows_what_the_results_file_says() -> None:
     page = report.PAGE.read_text()
     results = json.loads(study.RESULTS.read_text())
     assert filled(page, report.parts(results)) == page
 
 
-def test_comments_do_not_make_other_code(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_comments_and_docstrings_do_not_make_other_code(tmp_path: Path) -> None:
     file = tmp_path / "code.py"
     digests = []
-    for text in ("x = 1\n", "# a reason\nx = 1\n", "x = 2\n"):
-        file.write_text(text)
-        digests.append(code_digest([file]))
-    assert digests[0] == digests[1] != digests[2]
+    body = "x = lambda: 'y'\ndef f():\n    {}return 1\n"
+    for text in (body, f"# a reason\n{body}", f'"""What."""\n{body}', body.replace("1", "2")):
+        for docstring in ("", '"Why."\n    '):
+            file.write_text(text.format(docstring))
+            digests.append(code_digest([file]))
+    assert len(set(digests[:6])) == len(set(digests[6:])) == 1
+    assert digests[0] != digests[6]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "training/hdpo/loss.py",
+        "agent/loop.py",
+        "tools/sandbox/bubblewrap.py",
+        "tools/search/corpus.py",
+        "data/grading.py",
+    ],
+)
+def test_a_result_is_kept_for_the_code_that_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    copy = tmp_path / "toolwise"
+    shutil.copytree(checkpoints.SOURCE / "toolwise", copy)
+    monkeypatch.setattr(checkpoints, "SOURCE", tmp_path)
+    monkeypatch.setattr(study, "SOURCE", tmp_path)
+
+    def first() -> Path:
+        checkpoints.material.cache_clear()
+        study._training_code.cache_clear()
+        return next(study.jobs(Scale())).path
+
+    before = first()
+    (copy / "training" / "hdpo" / "collapse.py").write_text("x = 1\n")  # an alarm trains nothing
+    assert first() == before
+    (copy / path).write_text((copy / path).read_text() + "\nx = 1\n")
+    assert first() != before
+    monkeypatch.undo()
+    first()

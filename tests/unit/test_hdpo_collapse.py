@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
+from toolwise.evaluation.statistics import Interval, wilson_interval
 
-from toolwise.training.hdpo.collapse import MISSED, call_need, find_collapse
+from toolwise.training.hdpo import collapse
+from toolwise.training.hdpo.collapse import (
+    CONFIDENCE,
+    MISSED,
+    Collapse,
+    CollapseAlarm,
+    Window,
+    call_need,
+    find_collapse,
+)
 
 NAN = float("nan")
 P = 40  # prompts of a step
@@ -82,6 +93,30 @@ def drawn(rng: random.Random, accuracy: float, missed: float) -> tuple[float, fl
     return outcomes.count("right") / P, outcomes.count("missed") / P
 
 
+def by_hand(rates: list[tuple[float, float]]) -> Collapse | None:
+    """The clearest collapse in windows of 5 steps, or of 20: every earlier one is looked at."""
+
+    def window(end: int, size: int) -> Window:
+        part = rates[max(0, end - size) : end]
+        accuracy, missed = (round(sum(column) / len(part), 9) for column in zip(*part, strict=True))
+        count = len(part) * P
+        intervals = (wilson_interval(m * count, count, CONFIDENCE) for m in (accuracy, missed))
+        return Window(end, accuracy, missed, *intervals)
+
+    for size in (5, 20):
+        after = window(len(rates), size)
+        before = [
+            earlier
+            for earlier in (window(end, size) for end in range(1, len(rates) - size + 1))
+            if earlier.accuracy_interval.low > after.accuracy_interval.high
+            and earlier.missed_interval.high < after.missed_interval.low
+        ]
+        if before:
+            best = max(before, key=lambda w: (w.accuracy_interval.low, w.last_step))
+            return Collapse(best, after)
+    return None
+
+
 class TestTheAlarm:
     def test_it_is_raised_when_answers_go_wrong_for_want_of_calls(self) -> None:
         found = find_collapse(log(*[(0.95, 0.02)] * 10, *[(0.55, 0.40)] * 5), P)
@@ -137,6 +172,43 @@ class TestTheAlarm:
         steps = log(*[(0.95, 0.02)] * 5, *[(0.55, 0.40)] * 5)
         mixed = [entry for step in steps for entry in (step, {"step": 0, "loss": 0.1})]
         assert find_collapse(mixed, P) == find_collapse(steps, P)
+
+    def test_what_a_step_costs_does_not_grow_with_the_log(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Noise around rates that creep apart, so that no window beats all others.
+        rng, computed = random.Random(0), 0
+        interval = collapse.wilson_interval
+
+        def counted(*given: Any) -> Interval:
+            nonlocal computed
+            computed += 1
+            return interval(*given)
+
+        monkeypatch.setattr(collapse, "wilson_interval", counted)
+        alarm = CollapseAlarm(groups=4)
+        steps = [(0.5 + step / 1e5 + rng.random() / 10, step / 1e5) for step in range(20_000)]
+        for entry in log(*steps):
+            before = computed
+            alarm.add(entry)
+            # Two windows of either size, each with two intervals.
+            assert computed - before <= 8
+
+    def test_it_finds_what_comparing_with_every_earlier_window_finds(self) -> None:
+        rng = random.Random(0)
+        for _ in range(30):
+            accuracy, rates = 0.9, []
+            for _ in range(60):
+                accuracy = min(1.0, max(0.1, accuracy + rng.uniform(-0.1, 0.06)))
+                rates.append((accuracy, (1 - accuracy) * rng.random()))
+            alarm = CollapseAlarm(P)
+            found = [alarm.add(entry) for entry in log(*rates)]
+            assert found == [by_hand(rates[:end]) for end in range(1, 61)]
+            assert any(found)
+
+    def test_steps_nobody_judged_are_passed_over(self) -> None:
+        steps = log(*[(0.95, 0.02)] * 5, (NAN, NAN), *[(0.55, 0.40)] * 5)
+        assert find_collapse(steps, P) is not None
 
     def test_healthy_runs_do_not_raise_it(self) -> None:
         # 20 runs of 150 steps, looked at after each: nothing changes, or calls fall to what is

@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from toolwise.tracking import Run
 
 
-def log_training(run: Run, metrics: Mapping[str, float], step: int) -> None:
-    """Log a training step; while the alarm is on, the run is tagged with how bad it is."""
-    from toolwise.training.hdpo.collapse import ALARM, MISSED, TAG
+class TrainingLog:
+    """Logs a training's steps to a run, and tags the run at the step that raises the alarm."""
 
-    run.log(metrics, step)
-    if metrics.get(ALARM):
-        run.tag(
-            TAG,
-            f"step {step}: accuracy {metrics['accuracy']:.2f}, wrong answers without a call "
-            f"{metrics[MISSED]:.2f} of all rollouts",
-        )
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._alarmed = False
+
+    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log one step."""
+        from toolwise.training.hdpo.collapse import ALARM, TAG, tag
+
+        self._run.log(metrics, step)
+        alarmed = bool(metrics.get(ALARM))
+        if alarmed and not self._alarmed:
+            self._run.tag(TAG, tag(step, metrics))
+        self._alarmed = alarmed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from toolwise.errors import InputError
 from toolwise.events import EventSink
-from toolwise.steps.alarm import log_training
+from toolwise.steps.alarm import TrainingLog
 from toolwise.steps.lineage import linked
 from toolwise.steps.running import FinishedStep, Step, experiment_name, perform, pipeline_run
 from toolwise.steps.training import Outputs, training
@@ -156,7 +156,7 @@ def train_hdpo(step: Step) -> Outputs:
         out_dir=checkpoint,
         settings=settings,
         seed=step.seed,
-        log=partial(log_training, step.run),
+        log=TrainingLog(step.run),
         progress=step.events.progress,
     )
     return {"checkpoint": checkpoint}

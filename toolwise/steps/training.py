@@ -9,7 +9,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolwise.steps.alarm import log_training
+from toolwise.steps.alarm import TrainingLog
 from toolwise.steps.fitting import SETTINGS, needs
 from toolwise.steps.lineage import STAGES
 from toolwise.steps.running import Step
@@ -95,7 +95,8 @@ def train_on_cluster(step: Step, cluster: Cluster, jobs: TrainJobs | None = None
         print(f"TrainJob {name} in namespace {jobs.namespace}", flush=True)
         if beside:
             jobs.put(*server_objects(name, started, inputs["model"], hardware, cluster))
-        jobs.follow(name, lambda line: _hear(step, line))
+        log = TrainingLog(step.run)
+        jobs.follow(name, lambda line: _hear(step, log, line))
     if settings.keep_checkpoints > 1:
         address = kept_address(work.output)
         log_kept(step, local_copy(address), address)
@@ -109,7 +110,7 @@ def log_kept(step: Step, folder: Path, address: str = "") -> None:
         step.run.writes_model(kept.folder, STAGES[step.label], step=kept.step, address=at)
 
 
-def _hear(step: Step, line: str) -> None:
+def _hear(step: Step, log: TrainingLog, line: str) -> None:
     """Pass on what the first process of a `TrainJob` says."""
     from toolwise.steps.node import word_in
 
@@ -118,7 +119,7 @@ def _hear(step: Step, line: str) -> None:
         print(line, flush=True)
         return
     if word.metrics:
-        log_training(step.run, word.metrics, word.step)
+        log(word.metrics, word.step)
     else:
         step.events.progress(word.done, word.total, word.note)
 

@@ -17,7 +17,8 @@ class HDPOConfig(GRPOConfig):
     """`GRPOConfig` plus what HDPO adds.
 
     TRL's own settings carry over to both channels: `epsilon` and `epsilon_high` clip the ratio,
-    `delta` is the dual clip, `importance_sampling_level` whose ratio is clipped, `scale_rewards`
+    `delta` is the dual clip (None, its default, is none; the paper's reference implementation and
+    `hdpo_loss` have 3.0), `importance_sampling_level` whose ratio is clipped, `scale_rewards`
     what advantages are divided by, and `loss_type` how losses are averaged: "grpo" over each
     rollout's tokens and then over rollouts, "dr_grpo" over rollouts of `max_completion_length`
     tokens, "dapo" and "bnpo" over tokens (the efficiency channel over those of all processes).

@@ -62,6 +62,9 @@ def hdpo_loss(
         aggregation: `token` is the mean over tokens, `rollout` the mean over rollouts of each
             one's token mean, in which a long rollout weighs no more than a short one.
         level: `token` clips each token's ratio, `sequence` the geometric mean of a rollout's.
+
+    Raises:
+        ValueError: `normalize` or `aggregation` is none of its names.
     """
     settings = {
         "clip_low": clip_low,
@@ -82,7 +85,11 @@ def hdpo_loss(
 
 
 def efficiency_mask(advantages_B: Tensor, mask_BT: Tensor, normalize: Normalize) -> Tensor:
-    """The tokens the efficiency loss is averaged over, [B, T]."""
+    """The tokens the efficiency loss is averaged over, [B, T].
+
+    Raises:
+        ValueError: `normalize` is neither `qualifying` nor `group`.
+    """
     if normalize == "group":
         return mask_BT
     if normalize != "qualifying":
@@ -110,9 +117,22 @@ def surrogate(
     with `level="sequence"` of GSPO's ratio (arXiv 2507.18071, eq. 7).
 
     Args:
+        logps_BT: [B, T] log-probabilities under the policy being trained.
+        old_logps_BT: [B, T] the same under the policy that sampled.
+        advantages_B: [B].
+        mask_BT: [B, T] 1 on the tokens that count.
+        clip_low: the ratio is clipped below at 1 − clip_low.
+        clip_high: the ratio is clipped above at 1 + clip_high.
+        dual_clip: bound on the loss of negative advantages, in units of |A|; None for no bound.
+        aggregation: `token` is the mean over tokens, `rollout` the mean over rollouts of each
+            one's token mean.
+        level: `token` clips each token's ratio, `sequence` the geometric mean of a rollout's.
         weights_BT: [B, T] (or [B, 1]) factors on each token's loss, for importance sampling.
         count: this batch's share of the mean's denominator, positive; by default the batch is
             the whole, and it is `mean_count`, at least 1.
+
+    Raises:
+        ValueError: no `count` is given, and `aggregation` is neither `token` nor `rollout`.
     """
     mask_BT = mask_BT.bool()
     log_ratio_BT = (logps_BT - old_logps_BT).masked_fill(~mask_BT, 0.0)
@@ -141,7 +161,11 @@ def surrogate(
 
 
 def mean_count(mask_BT: Tensor, aggregation: Aggregation) -> Tensor:
-    """How many tokens, or rollouts with any token, a mean over the mask is taken over (scalar)."""
+    """How many tokens, or rollouts with any token, a mean over the mask is taken over (scalar).
+
+    Raises:
+        ValueError: `aggregation` is neither `token` nor `rollout`.
+    """
     if aggregation == "rollout":
         return mask_BT.bool().any(dim=1).sum()
     if aggregation != "token":
