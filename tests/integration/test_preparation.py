@@ -266,7 +266,7 @@ def test_a_profile_names_published_data_shortly_or_in_full(tmp_path: Path) -> No
             "published": {
                 "trajectories": "hf://datasets/Accio-Lab/Metis-ColdStart",
                 "tasks": [{"path": "s3://bucket/rows.jsonl", "source": "openai_messages"}],
-                "benchmark": ["vstar", "hrbench4k"],
+                "benchmark": ["vstar", "hrbench_4k"],
                 "corpus": "corpus.jsonl",
             }
         },
@@ -281,7 +281,7 @@ def test_a_profile_names_published_data_shortly_or_in_full(tmp_path: Path) -> No
     assert data is not None
     assert data.trajectories[0].path == "hf://datasets/Accio-Lab/Metis-ColdStart"
     assert data.tasks[0].source == "openai_messages"
-    assert [one.path for one in data.benchmark] == ["vstar", "hrbench4k"]
+    assert [one.path for one in data.benchmark] == ["vstar", "hrbench_4k"]
     del profile["data"]["published"]["tasks"]
     path.write_text(yaml.safe_dump(profile))
     with pytest.raises(InputError, match=r"data\.published lacks `tasks`"):

@@ -203,7 +203,7 @@ def test_toolwise_ask_tells_calls_answer_and_time(server: ServedProcess, tmp_pat
     called, answer, how = asked.stdout.splitlines()
     assert called.startswith("called python {'code': 'print(image.size)'} in ")
     assert answer == "done"
-    assert how.startswith("1 calls, 30 tokens, ")
+    assert how.startswith("1 call, 30 tokens, ")
 
 
 @pytest.mark.parametrize("image", ["nowhere.png", __file__, str(Path(__file__).parent)])

@@ -69,7 +69,8 @@ def ask(
                 what = f"called {name} {told.arguments or ''}".rstrip()
                 stdout.print(Text(f"{what} in {told.seconds:.2f} s", style="dim"), soft_wrap=True)
             case Ended():
-                how = f"{told.tool_calls} calls, {told.tokens} tokens, {told.seconds:.2f} s"
+                calls = f"{told.tool_calls} call{'' if told.tool_calls == 1 else 's'}"
+                how = f"{calls}, {told.tokens} tokens, {told.seconds:.2f} s"
                 stdout.print(Text("" if answered else "(no answer)"))
                 stdout.print(Text(how, style="dim"))
             case piece:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import openai
 
 from toolwise.agent.openai_engine import is_loopback
-from toolwise.data import data_uri, decode_image
+from toolwise.data import CorruptImage, data_uri, decode_image
 from toolwise.errors import BackendError, InputError
 from toolwise.serving.settings import KEY_VARIABLE
 
@@ -145,7 +145,7 @@ def _url(image: str) -> str:
         data = Path(image).read_bytes()
         decode_image(data)
     except OSError as error:
-        raise InputError(
-            f"the picture {image}: {error.strerror or 'this file is not an image'}"
-        ) from None
+        raise InputError(f"the picture {image}: {error.strerror}") from None
+    except CorruptImage as error:
+        raise InputError(f"the picture {image}: {error.reason}") from None
     return data_uri(data)
