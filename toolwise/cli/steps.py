@@ -22,6 +22,7 @@ from toolwise.cli.options import (
     SourceOption,
 )
 from toolwise.errors import InputError
+from toolwise.tools.sandbox.contract import Isolation
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -306,6 +307,13 @@ def evaluate(
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Answers in flight at --base-url.")
     ] = None,
+    isolation: Annotated[
+        Isolation | None,
+        typer.Option(
+            help="Lowest isolation of the sandbox that is accepted; what --profile asks for, or "
+            "bubblewrap where none is named."
+        ),
+    ] = None,
     stage: Annotated[str, typer.Option(help="Name of the checkpoint in reports.")] = "model",
     profile: Annotated[
         str | None,
@@ -329,6 +337,8 @@ def evaluate(
         **({"concurrency": concurrency} if concurrency else {}),
         **({"judge": {"base_url": judge_url, "model": judge_model}} if judge_url else {}),
     }
+    if isolation or profile is None:
+        changes["isolation"] = isolation or Isolation.BUBBLEWRAP
     named = benchmark in benchmark_names()
     if not named and source is not None:
         raise InputError(f"--source is for a benchmark by name, and {benchmark} is none")
