@@ -8,6 +8,16 @@ import pytest
 # Rich and Typer read these as they are imported: what tests read has no colour and a known width.
 for name in ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "GITHUB_ACTIONS", "COLUMNS"):
     os.environ.pop(name, None)
+os.environ.pop("MLFLOW_EXPERIMENT_NAME", None)  # a user's
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """A command run in this process may name its profile's MLflow in the environment."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

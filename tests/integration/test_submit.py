@@ -258,7 +258,7 @@ def test_kubectl_ends_with_whoever_started_it(
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup and & ignore some
     )
     assert process.stdout is not None
     started = int(log.read_text().split()[1])

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from toolwise.evaluation.statistics import Interval, wilson_interval
 
+from toolwise.statistics import Interval, wilson_interval
 from toolwise.training.hdpo import collapse
 from toolwise.training.hdpo.collapse import (
     CONFIDENCE,
