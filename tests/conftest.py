@@ -1,6 +1,7 @@
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,14 @@ def _own_environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_mlflow() -> Iterator[None]:
+    """MLflow's address for the whole process is set by a module for itself."""
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
 
 
 @pytest.fixture(autouse=True)
