@@ -45,9 +45,11 @@ OFF = 0.1
 class Llm:
     """vLLM as far as TRL uses it; refuses to generate when it should be asleep."""
 
-    llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
-
     def __init__(self, model: Any, processor: Any) -> None:
+        self.llm_engine = SimpleNamespace(
+            model_config=SimpleNamespace(max_model_len=512),
+            reset_encoder_cache=lambda: self.happened.append("forgotten"),
+        )
         self._decoder = TokenServer(TransformersEngine(model, processor))
         self._requests = 0
         self.awake: set[str] = set()
@@ -102,7 +104,9 @@ class ServerGeneration(VLLMGeneration):
     def _init_vllm(self) -> None:
         info = {"model_config": {"logprobs_mode": "processed_logprobs"}}
         self.vllm_client = SimpleNamespace(get_server_info=lambda: info)
-        self.vllm_client.generate = self._client().generate
+        client = self._client()
+        self.vllm_client.generate = client.generate
+        self.vllm_client.session, self.vllm_client.base_url = client.session, client.base_url
         self.requests_before: list[int] = []
 
     def _client(self) -> VLLMClient:
@@ -182,8 +186,9 @@ def test_it_gets_the_weights_once_a_batch_and_sleeps_only_after_its_last_turn(
     first, *batches, rest = " ".join(trainer.vllm_generation.llm.happened).split("weights ")
     assert (first, len(batches)) == ("", 1)
     for batch in (*batches, rest):
-        turns, slept = batch.split("sleep")[0].split(), batch.count("sleep")
-        assert slept == 1
+        forgotten, *turns = batch.split("sleep")[0].split()
+        assert forgotten == "forgotten"  # what the encoder made of images with the old weights
+        assert batch.count("sleep") == 1
         assert len(turns) >= 2
         assert set(turns) == {"generate"}
     assert max(sizes) <= G  # as the estimate of memory has it, though 12 are scored at once
@@ -239,6 +244,7 @@ def test_a_servers_rollouts_are_the_policys_and_it_gets_the_weights_before_each_
     assert first == 0
     assert second > len(PROMPTS) * G
     assert len(server.requests) - second > len(PROMPTS) * G
+    assert server.forgotten_at == [first, second]
     assert {path for path, _ in server.requests} >= {"/v1/completions", "/inference/v1/generate"}
     steps = [entry for entry in trainer.state.log_history if "accuracy" in entry]
     assert len(steps) == 2

@@ -38,11 +38,13 @@ class TokenServer:
         self._images: dict[str, bytes] = {}
         self._one_at_a_time = threading.Lock()
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.forgotten_at: list[int] = []  # how many requests there had been
         app = fastapi.FastAPI()
         app.add_api_route("/v1/models", self._models, methods=["GET"])
         app.add_api_route("/v1/completions", self._complete, methods=["POST"])
         app.add_api_route("/v1/chat/completions/render", self._render, methods=["POST"])
         app.add_api_route("/inference/v1/generate", self._generate, methods=["POST"])
+        app.add_api_route("/reset_encoder_cache", self._forget_images, methods=["POST"])
         self._server = uvicorn.Server(
             uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical")
         )
@@ -119,6 +121,10 @@ class TokenServer:
         ]
         choice = {"token_ids": written, "logprobs": {"content": content}}
         return JSONResponse({"choices": [choice]})
+
+    def _forget_images(self) -> fastapi.Response:
+        self.forgotten_at.append(len(self.requests))
+        return fastapi.Response()
 
     def _noted(self, path: str, body: dict[str, Any]) -> fastapi.Response | None:
         self.requests.append((path, body))

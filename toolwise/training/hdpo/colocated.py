@@ -76,6 +76,19 @@ def loses_weights(generation: Any) -> bool:
     return generation.mode == "colocate" and generation.enable_sleep_mode
 
 
+def forget_images(generation: Any) -> None:
+    """Have vLLM, here or on a server, drop what its vision encoder made of images.
+
+    It keeps that by image, whatever the weights, and TRL's hand-over of weights resets no more than
+    the prefix cache.
+    """
+    if generation.mode == "colocate":
+        generation.llm.llm_engine.reset_encoder_cache()
+    elif generation.accelerator.is_main_process:
+        client = generation.vllm_client
+        client.session.post(f"{client.base_url}/reset_encoder_cache").raise_for_status()
+
+
 @contextmanager
 def awake(generation: Any) -> Iterator[None]:
     """Keep TRL's vLLM, which has just got the weights, awake over the turns of a batch.

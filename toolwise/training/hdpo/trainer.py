@@ -27,7 +27,7 @@ from toolwise.training.hdpo import collapse
 from toolwise.training.hdpo.advantages import Scale
 from toolwise.training.hdpo.agent import RolloutAgent, completion, count_calls, token_record
 from toolwise.training.hdpo.channels import efficiency_advantages, one_channel_advantages
-from toolwise.training.hdpo.colocated import awake, loses_weights
+from toolwise.training.hdpo.colocated import awake, forget_images, loses_weights
 from toolwise.training.hdpo.config import HDPOConfig, Variant
 from toolwise.training.hdpo.forward import RecordScores, gather_head, score_records
 from toolwise.training.hdpo.loss import Level, efficiency_mask, mean_count, surrogate
@@ -162,6 +162,7 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
         step, generation = self.state.global_step, self.vllm_generation
         if step != self._last_loaded_step or loses_weights(generation):
             generation.sync_weights()
+            forget_images(generation)
             self._last_loaded_step = step
             self.accelerator.wait_for_everyone()  # no rollouts before the server has the weights
 
