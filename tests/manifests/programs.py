@@ -126,6 +126,7 @@ PROGRAMS = (
             "--gpu-memory-utilization",
             "--max-model-len",
             "--weight-transfer-config",
+            "--dtype",
             "--logprobs-mode",
             "--max-logprobs",
         ),

@@ -38,6 +38,7 @@ def server_command(model: str, hardware: HardwareSettings) -> list[str]:
         f"--tensor-parallel-size={hardware.vllm_gpus}",
         f"--gpu-memory-utilization={hardware.vllm_memory:g}",
         f"--max-model-len={hardware.context_tokens}",
+        "--dtype=bfloat16",  # the trainer's, whatever the checkpoint's weights were saved in
         f"--weight-transfer-config={json.dumps({'backend': 'nccl'})}",
         # Log-probabilities under the temperature that was sampled with, for importance weights.
         "--logprobs-mode=processed_logprobs",
