@@ -59,6 +59,8 @@ def run_locally(profile: Profile, seed: int, run_folder: Path, console: Console)
         StepFailed: a step failed.
     """
     run_folder = run_folder.absolute()
+    # All of it runs here: no pods, no TrainJobs, and no service of a cluster.
+    profile = profile.model_copy(update={"kubeflow": None})
     with _sole_run_in(run_folder):
         _check_sandbox(profile)
         _check_port(profile, run_folder)

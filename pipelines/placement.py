@@ -12,16 +12,15 @@ from toolwise.kubernetes.pod_security import USER
 from toolwise.profile import KubeflowSettings, Profile
 from toolwise.serving.settings import KEY_VARIABLE
 from toolwise.steps import RUN_VARIABLE
+from toolwise.storage import S3_KEYS, S3_REGION
 from toolwise.tools.sandbox import SANDBOX_VARIABLE
 from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 
 LIGHT_CPU, LIGHT_MEMORY = "2", "8Gi"
 """Limits of a step that runs no model."""
 
-OPTIONAL_KEYS = ("HF_TOKEN",)
+OPTIONAL_KEYS = ("HF_TOKEN", S3_REGION)
 """Keys of the secret that are used where they are there."""
-
-_STORAGE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
 
 
 class Placement:
@@ -154,7 +153,7 @@ def secret_keys(profile: Profile) -> tuple[str, ...]:
     judges = (profile.curate_sft.judge, profile.curate_rl.judge, profile.evaluate.judge)
     judge_keys = {judge.api_key_env for judge in judges if judge is not None}
     search_keys = profile.search.keys if profile.search else ()
-    return (*_STORAGE_KEYS, *search_keys, *sorted(judge_keys))
+    return (*S3_KEYS, *search_keys, *sorted(judge_keys))
 
 
 def endpoint_keys(profile: Profile) -> tuple[str, ...]:

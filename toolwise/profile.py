@@ -84,6 +84,7 @@ class KubeflowSettings(BaseModel):
             them where it is itself.
         service_account: whose rights the steps have; the server's own choice without it.
         tracking_uri: MLflow server, as pods reach it.
+        serving: where the promoted model is served.
         sandbox: server that runs the model's code (`toolwise.tools.server`), as pods reach it;
             without one, each pod does, if it may make namespaces.
         accelerator: resource name of the GPUs.
@@ -97,12 +98,12 @@ class KubeflowSettings(BaseModel):
             of the `TrainJob`s and vLLM servers they start.
         secret: Kubernetes secret with `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and
             `AWS_ENDPOINT_URL_S3`, with `SERPER_API_KEY` where `search` asks Serper, and with the
-            key that `judge` names; `HF_TOKEN` is used where it is there. With `serve.keys`, also
-            with `TOOLWISE_API_KEY`: one of those keys, to try the endpoint with.
+            key that `judge` names; `AWS_DEFAULT_REGION` and `HF_TOKEN` are used where they are
+            there. With `serve.keys`, also with `TOOLWISE_API_KEY`: one of those keys, to try the
+            endpoint with.
         exchange: `s3://…` prefix through which a training step hands its inputs to the `TrainJob`
             it starts and gets the checkpoint back; without one it trains in its own pod.
         vllm_image: image of the vLLM server beside the trainer, where `hardware` asks for one.
-        serving: where the promoted model is served; without it, by a process in the step's pod.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -113,6 +114,7 @@ class KubeflowSettings(BaseModel):
     namespace: Namespace = "toolwise"
     service_account: Name | None = None
     tracking_uri: str = Field(pattern=r"^https?://[^/]")
+    serving: ClusterSettings
     sandbox: str | None = Field(default=None, pattern=r"^https?://[^/]")
     accelerator: ResourceName = "nvidia.com/gpu"
     accelerators: int = Field(default=8, ge=0)
@@ -124,7 +126,6 @@ class KubeflowSettings(BaseModel):
     secret: Name = "toolwise-storage"
     exchange: str | None = Field(default=None, pattern=r"^s3://[^/]+/.+")
     vllm_image: ImageName | None = None
-    serving: ClusterSettings | None = None
 
 
 class Profile(BaseModel):
@@ -252,8 +253,7 @@ class Profile(BaseModel):
         kubeflow = self.kubeflow and self.kubeflow.model_dump(mode="json")
         if kubeflow:
             kubeflow |= {name: moved(kubeflow[name]) for name in _IMAGES}
-            if kubeflow["serving"]:
-                kubeflow["serving"]["image"] = moved(kubeflow["serving"]["image"])
+            kubeflow["serving"]["image"] = moved(kubeflow["serving"]["image"])
         if not found:
             raise InputError(
                 f"profile {self.name!r} has no image of {REGISTRY} for another to stand in for; "
@@ -286,14 +286,14 @@ class Profile(BaseModel):
     @property
     def deployment(self) -> DeploymentSettings:
         """What is served, and where."""
-        cluster = self.kubeflow.serving if self.kubeflow else None
-        if cluster and self.kubeflow:
-            shared = {
-                "sandbox": cluster.sandbox or self.kubeflow.sandbox,
-                "tracking_uri": cluster.tracking_uri or self.kubeflow.tracking_uri,
-            }
-            cluster = cluster.model_copy(update=shared)
-        return DeploymentSettings(serve=self.serve, cluster=cluster)
+        if self.kubeflow is None:
+            return DeploymentSettings(serve=self.serve)
+        cluster = self.kubeflow.serving
+        shared = {
+            "sandbox": cluster.sandbox or self.kubeflow.sandbox,
+            "tracking_uri": cluster.tracking_uri or self.kubeflow.tracking_uri,
+        }
+        return DeploymentSettings(serve=self.serve, cluster=cluster.model_copy(update=shared))
 
 
 def benchmarks_of(published: PublishedData) -> list[str | None]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.preflight.finding import Answer
+from toolwise.storage import S3_REGION
 
 
 def look_up_bucket(bucket: str, secret: Mapping[str, str], key: str = "") -> Answer:
@@ -13,7 +14,7 @@ def look_up_bucket(bucket: str, secret: Mapping[str, str], key: str = "") -> Ans
 
     Args:
         bucket: its name.
-        secret: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_ENDPOINT_URL_S3`.
+        secret: `S3_KEYS` and, where it is named, `S3_REGION`.
         key: the object's; empty asks for the bucket.
     """
     import boto3
@@ -32,7 +33,7 @@ def look_up_bucket(bucket: str, secret: Mapping[str, str], key: str = "") -> Ans
         client: Any = boto3.client(
             "s3",
             endpoint_url=endpoint,
-            region_name=secret.get("AWS_REGION") or "us-east-1",
+            region_name=secret.get(S3_REGION) or "us-east-1",
             aws_access_key_id=secret.get("AWS_ACCESS_KEY_ID"),
             aws_secret_access_key=secret.get("AWS_SECRET_ACCESS_KEY"),
             config=quick,

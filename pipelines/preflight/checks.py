@@ -17,6 +17,7 @@ from pipelines.preflight.images import Image, Login, logins_of, look_up
 from pipelines.preflight.nodes import Node
 from pipelines.submission.server import NAMESPACE as KUBEFLOW
 from toolwise.profile import REGISTRY, KubeflowSettings, Profile
+from toolwise.storage import S3_KEYS
 from toolwise.training.launcher.trainjob import GROUP, RUNTIME, VERSION
 
 KSERVE = "serving.kserve.io"
@@ -113,8 +114,7 @@ class Checks:
 
     def namespaces(self) -> Iterator[Finding]:
         """Where pods run and where the model is served."""
-        serving = self.kubeflow.serving
-        for name in sorted({self.namespace} | ({serving.namespace} if serving else set())):
+        for name in sorted({self.namespace, self.kubeflow.serving.namespace}):
             yield self._object(
                 f"namespace {name}",
                 f"/api/v1/namespaces/{name}",
@@ -175,8 +175,6 @@ class Checks:
 
     def serving(self) -> Iterator[Finding]:
         """KServe, and its runtime for Hugging Face models."""
-        if self.kubeflow.serving is None:
-            return
         release = f"v{version('kserve')} -n kserve"
         yield self._kind(
             "KServe (InferenceService)",
@@ -199,15 +197,12 @@ class Checks:
         taken = (*secret_keys(self.profile), *endpoint_keys(self.profile))
         yield self._secret(self.namespace, self.kubeflow.secret, taken)
         serving = self.kubeflow.serving
-        if serving is not None:
-            keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
-            if (serving.namespace, serving.secret) != (self.namespace, self.kubeflow.secret):
-                yield self._secret(serving.namespace, serving.secret, keys)
-            if serving.keys_secret:
-                file = self.profile.serve.keys
-                yield self._secret(
-                    serving.namespace, serving.keys_secret, (file.name,) if file else ()
-                )
+        if (serving.namespace, serving.secret) != (self.namespace, self.kubeflow.secret):
+            yield self._secret(serving.namespace, serving.secret, S3_KEYS)
+        if serving.keys_secret:
+            file = self.profile.serve.keys
+            names = (file.name,) if file else ()
+            yield self._secret(serving.namespace, serving.keys_secret, names)
         if self.kubeflow.image_pull_secret:
             name = self.kubeflow.image_pull_secret
             made = (
@@ -238,9 +233,7 @@ class Checks:
     def account(self) -> Iterator[Finding]:
         """The service accounts, and the rights of the steps'."""
         serving, steps = self.kubeflow.serving, self.kubeflow.service_account
-        wanted = [(self.namespace, steps)]
-        if serving:
-            wanted.append((serving.namespace, serving.service_account))
+        wanted = [(self.namespace, steps), (serving.namespace, serving.service_account)]
         for namespace, name in wanted:
             if name:
                 yield self._object(
@@ -255,8 +248,7 @@ class Checks:
             rights += _TRAINER_RIGHTS
             if self.profile.hardware and self.profile.hardware.vllm == "server":
                 rights += _SERVER_RIGHTS
-        if serving:
-            rights += [(v, g, f"{serving.namespace}:{r}") for v, g, r in _SERVING_RIGHTS]
+        rights += [(v, g, f"{serving.namespace}:{r}") for v, g, r in _SERVING_RIGHTS]
         lacking = [
             f"{verb} {resource.rpartition(':')[2]}"
             for verb, group, resource in rights
@@ -266,7 +258,7 @@ class Checks:
         if lacking:
             mend = self._chart(self.namespace)
             yield Finding(what, "missing", f"may not {', '.join(lacking)}", mend)
-        elif rights:
+        else:
             yield Finding(what, "there", f"{len(rights)} rights")
 
     def gpus(self) -> Iterator[Finding]:
@@ -301,7 +293,7 @@ class Checks:
     def buckets(self) -> Iterator[Finding]:
         """The buckets of the profile's addresses, and its corpus, with its secret's credentials."""
         serving, published = self.kubeflow.serving, self.profile.data.published
-        addresses = [self.kubeflow.exchange, serving and serving.models]
+        addresses = [self.kubeflow.exchange, serving.models]
         if published:
             addresses.append(published.corpus)
             for sets in (published.trajectories, published.tasks, published.benchmark):
@@ -329,9 +321,8 @@ class Checks:
     def images(self) -> Iterator[Finding]:
         """The images of the steps and of the endpoint, at their registries."""
         kubeflow = self.kubeflow
-        names = [kubeflow.operator_image, kubeflow.image, kubeflow.vllm_image]
-        if kubeflow.serving:
-            names.append(kubeflow.serving.image)
+        serving = kubeflow.serving.image
+        names = [kubeflow.operator_image, kubeflow.image, kubeflow.vllm_image, serving]
         logins: dict[str, Login] = {}
         if kubeflow.image_pull_secret:
             try:

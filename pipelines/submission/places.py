@@ -30,9 +30,8 @@ def places(profile: Profile, run_id: str, *, succeeded: bool) -> Iterator[tuple[
     kubeflow = profile.kubeflow
     assert kubeflow is not None
     yield "MLflow", mlflow_page(kubeflow.tracking_uri, profile.name, run_id)
-    if kubeflow.serving is not None:
-        namespace = kubeflow.serving.namespace
-        yield "Endpoint", _endpoint(profile.serve.name, namespace, ask=succeeded)
+    namespace = kubeflow.serving.namespace
+    yield "Endpoint", _endpoint(profile.serve.name, namespace, ask=succeeded)
 
 
 def mlflow_page(uri: str, experiment: str, run: str) -> str:

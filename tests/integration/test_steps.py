@@ -11,8 +11,10 @@ from pathlib import Path
 import mlflow
 import pytest
 from kfp import dsl
+from typer.testing import CliRunner
 
 from components.finish.component import finish
+from toolwise.cli import app
 from toolwise.errors import InputError
 from toolwise.events import Event
 from toolwise.steps import Step, perform
@@ -59,6 +61,21 @@ def writes(text: str) -> Callable[[Step], dict[str, Path]]:
 
 def refuse(step: Step) -> dict[str, Path]:
     raise AssertionError("the work was done again")
+
+
+def test_a_step_by_hand_is_tracked_where_the_gate_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(None)
+    done = CliRunner().invoke(app, ["prepare-data", "--profile", "smoke", "--out", "data"])
+    assert done.exit_code == 0, done.output
+    tracked = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = tracked.get_experiment_by_name("smoke")
+    assert experiment is not None
+    assert tracked.search_runs([experiment.experiment_id])
 
 
 def test_work_is_done_once_per_settings_seed_and_inputs(tmp_path: Path):

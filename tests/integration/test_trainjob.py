@@ -113,7 +113,10 @@ def test_every_node_gets_the_profiles_gpus_and_the_same_work() -> None:
     assert trainer["command"] == ["torchrun", "-m", "toolwise.steps.node"]
     assert NodeWork.model_validate_json(trainer["args"][0]) == WORK
     secret = {"name": "toolwise-storage", "key": "AWS_ACCESS_KEY_ID"}
-    assert {"secretKeyRef": secret} in [e.get("valueFrom") for e in trainer["env"]]
+    region = {"name": "toolwise-storage", "key": "AWS_DEFAULT_REGION", "optional": True}
+    taken = [variable.get("valueFrom") for variable in trainer["env"]]
+    assert {"secretKeyRef": secret} in taken
+    assert {"secretKeyRef": region} in taken
 
 
 def test_its_pods_run_on_the_profiles_nodes() -> None:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from tests.manifests.pods import Document
 from toolwise.errors import InputError
 from toolwise.serving import server as agent
+from toolwise.storage import S3_KEYS, S3_REGION
 from toolwise.tools import server as sandbox
 from toolwise.tools.sandbox import SANDBOX_VARIABLE
 
-_S3 = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"}
+_S3 = {*S3_KEYS, S3_REGION}
 
 
 class Program(NamedTuple):

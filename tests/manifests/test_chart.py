@@ -455,8 +455,9 @@ def test_the_agent_is_the_one_the_pipeline_deploys() -> None:
     ours, theirs = (s["spec"]["transformer"] for s in (service, built))
     assert ours["runtimeClassName"] == theirs["runtimeClassName"]
     [container], [deployed] = ours["containers"], theirs["containers"]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe] == deployed[probe], probe
+    assert ours["terminationGracePeriodSeconds"] == theirs["terminationGracePeriodSeconds"]
+    for field in ("startupProbe", "readinessProbe", "livenessProbe", "lifecycle"):
+        assert container[field] == deployed[field], field
     added = ["--model_name=assistant", "--predictor_host=assistant-predictor.toolwise"]
     options = _settings(_parser().parse_args([*container["args"], *added, "--http_port=8080"]))
     assert options.search is not None

@@ -126,7 +126,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("compare.svg"),
 ) -> None:
     """Compare the checkpoints of runs in MLflow: accuracy against tool rates."""
-    from toolwise.cli.registry import name_tracking
+    from toolwise.cli.tracking import name_tracking
     from toolwise.report.comparison import Compared, comparison_plot, print_comparison
     from toolwise.steps.running import experiment_name
     from toolwise.storage import atomic_file

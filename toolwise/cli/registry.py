@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ from toolwise.cli.options import (
     SeedOption,
 )
 from toolwise.cli.steps import run_by_hand
+from toolwise.cli.tracking import name_tracking
 from toolwise.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ def promote(
         raise InputError(
             "without --dry-run, --model says what to register and --out where to write"
         )
-    _registry(profile)
     inputs = {"model": model, "challenger": challenger, "baseline": baseline, "champion": champion}
     run_by_hand(
         "promote",
@@ -122,13 +121,3 @@ def _registry(profile: str) -> Registry:
 
     name_tracking(profile)
     return Registry(experiment_name(), Connection())
-
-
-def name_tracking(profile: str) -> None:
-    """Let the environment name MLflow and the experiment, as the profile's pipeline does."""
-    from pipelines.local import tracking_uri
-    from toolwise.profile import load_profile
-
-    name = load_profile(profile).name
-    os.environ.setdefault("MLFLOW_TRACKING_URI", tracking_uri(Path("runs") / name))
-    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", name)

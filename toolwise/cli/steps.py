@@ -21,6 +21,7 @@ from toolwise.cli.options import (
     SeedOption,
     SourceOption,
 )
+from toolwise.cli.tracking import name_tracking
 from toolwise.errors import InputError
 from toolwise.tools.sandbox.contract import Isolation
 
@@ -54,6 +55,7 @@ def run_by_hand(
     for path in outputs.values():
         _check_vacant(path)
     settings = load_profile(profile)
+    name_tracking(profile)
     section = settings.section_of(name)
     if changes:
         section = _changed(section, changes)
@@ -317,7 +319,10 @@ def evaluate(
     stage: Annotated[str, typer.Option(help="Name of the checkpoint in reports.")] = "model",
     profile: Annotated[
         str | None,
-        typer.Option(help="As elsewhere; demo, or qwen3-vl-8b with --base-url, by default."),
+        typer.Option(
+            help="As elsewhere; by default qwen3-vl-8b for a published benchmark or a server, else "
+            "demo."
+        ),
     ] = None,
     seed: SeedOption = None,
 ) -> None:
@@ -329,7 +334,11 @@ def evaluate(
     from toolwise.storage import local_copy
 
     _check_vacant(out)
-    settings = load_profile(profile or ("qwen3-vl-8b" if base_url else "demo"))
+    named = benchmark in benchmark_names()
+    large = base_url is not None or (named and published(benchmark) is not None)
+    chosen = profile or ("qwen3-vl-8b" if large else "demo")
+    settings = load_profile(chosen)
+    name_tracking(chosen)
     if (judge_url is None) != (judge_model is None):
         raise InputError("--judge-url and --judge-model go together")
     changes: dict[str, Any] = {
@@ -339,7 +348,6 @@ def evaluate(
     }
     if isolation or profile is None:
         changes["isolation"] = isolation or Isolation.BUBBLEWRAP
-    named = benchmark in benchmark_names()
     if not named and source is not None:
         raise InputError(f"--source is for a benchmark by name, and {benchmark} is none")
     measurement = Measurement(
@@ -407,7 +415,10 @@ def deploy(
     profile: ProfileOption = "demo",
     seed: SeedOption = None,
 ) -> None:
-    """Serve a checkpoint as a process of its own, and ask it two questions."""
+    """Serve a checkpoint, and ask the endpoint two questions.
+
+    As the profile says: with an InferenceService of KServe, or a process here.
+    """
     run_by_hand(
         "deploy",
         profile,

@@ -27,7 +27,8 @@ class ClusterSettings(BaseModel):
         tracking_uri: MLflow server that takes traces of requests, where `serve.trace_share` sends
             any; by default the profile's.
         keys_secret: Kubernetes secret with the file of API keys that `serve.keys` names.
-        ready_seconds: how long the service may take to become ready.
+        ready_seconds: how long the service may take to become ready; an hour is enough for an
+            agent that indexes Wikipedia first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,7 +46,7 @@ class ClusterSettings(BaseModel):
     sandbox: str | None = Field(default=None, pattern=r"^https?://[^/]")
     tracking_uri: str | None = None
     keys_secret: Name | None = None
-    ready_seconds: int = Field(default=1800, ge=1)
+    ready_seconds: int = Field(default=3600, ge=1)
 
 
 class DeploymentSettings(BaseModel):

@@ -17,16 +17,18 @@ from kserve import (
 from kubernetes import client as k8s
 
 from toolwise.errors import InputError
+from toolwise.kubernetes.environment import secret_variable
 from toolwise.kubernetes.pod_security import USER, restricted_container, restricted_pod
 from toolwise.serving.cluster import ClusterSettings
 from toolwise.serving.settings import ServingSettings
+from toolwise.storage import S3_KEYS, S3_REGION
 from toolwise.tools.sandbox import SANDBOX_VARIABLE, Isolation
 
 PORT = 8080
 STORAGE = ("s3", "gs", "hf", "pvc", "oci")
+_UNROUTED_SECONDS = 5
+"""How long requests may still be routed to a pod that is told to end."""
 _SHUTDOWN_SECONDS = 10
-_STARTUP_SECONDS = 3600
-_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
 _KSERVES = ("--name", "--port")
 """Options that KServe gives in its own spelling."""
 
@@ -102,7 +104,7 @@ def _agent(
     keys = [*(serving.search.keys if serving.search else ())]
     if corpus_uri is not None:
         args.append(f"--corpus={corpus_uri}")
-        keys += _S3_KEYS if corpus_uri.startswith("s3://") else ()
+        keys += (*S3_KEYS, S3_REGION) if corpus_uri.startswith("s3://") else ()
     # The corpus and its index are kept under HOME, and the image cannot be written to.
     plain = {"HOME": "/tmp"} | ({SANDBOX_VARIABLE: cluster.sandbox} if cluster.sandbox else {})
     if serving.trace_share and cluster.tracking_uri:
@@ -117,13 +119,18 @@ def _agent(
         args=args,
         env=[
             *(k8s.V1EnvVar(name=name, value=value) for name, value in plain.items()),
-            *(_secret_variable(cluster.secret, key) for key in keys),
+            *(secret_variable(cluster.secret, key) for key in keys),
         ],
         volume_mounts=mounts,
         ports=[k8s.V1ContainerPort(container_port=PORT, protocol="TCP")],
         # A corpus is fetched and indexed before the server answers.
         startup_probe=_probe(
-            "/v2/health/live", period_seconds=10, failure_threshold=_STARTUP_SECONDS // 10
+            "/v2/health/live", period_seconds=10, failure_threshold=-(-cluster.ready_seconds // 10)
+        ),
+        lifecycle=k8s.V1Lifecycle(
+            pre_stop=k8s.V1LifecycleHandler(
+                _exec=k8s.V1ExecAction(command=["sleep", str(_UNROUTED_SECONDS)])
+            )
         ),
         readiness_probe=_probe(f"/v1/models/{serving.name}", period_seconds=5, timeout_seconds=2),
         liveness_probe=_probe("/v2/health/live", period_seconds=20, timeout_seconds=10),
@@ -136,7 +143,9 @@ def _agent(
         min_replicas=cluster.replicas[0],
         max_replicas=cluster.replicas[1],
         timeout=serving.request_seconds,
-        termination_grace_period_seconds=serving.request_seconds + _SHUTDOWN_SECONDS,
+        termination_grace_period_seconds=(
+            _UNROUTED_SECONDS + serving.request_seconds + _SHUTDOWN_SECONDS
+        ),
         runtime_class_name="gvisor" if serving.isolation is Isolation.GVISOR else None,
         service_account_name=cluster.service_account,
         automount_service_account_token=False,
@@ -148,11 +157,6 @@ def _agent(
 
 def _probe(path: str, **limits: int) -> k8s.V1Probe:
     return k8s.V1Probe(http_get=k8s.V1HTTPGetAction(path=path, port=PORT), **limits)
-
-
-def _secret_variable(secret: str, key: str) -> k8s.V1EnvVar:
-    selector = k8s.V1SecretKeySelector(name=secret, key=key)
-    return k8s.V1EnvVar(name=key, value_from=k8s.V1EnvVarSource(secret_key_ref=selector))
 
 
 def _keys_file(

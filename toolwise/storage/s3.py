@@ -14,6 +14,12 @@ from toolwise.storage.content import cache_path, files_in
 INCOMPLETE = ".toolwise-incomplete"
 """Object that stands under an S3 prefix while a directory is being uploaded to it."""
 
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3")
+"""Variables that S3's clients read, and keys of the secret that pods have them from."""
+
+S3_REGION = "AWS_DEFAULT_REGION"
+"""The like for the region; optional, as most servers but AWS have none."""
+
 T = TypeVar("T")
 
 

@@ -57,6 +57,12 @@ securityContext:
       name: {{ $.Values.storage.secret }}
       key: {{ . }}
 {{- end }}
+- name: AWS_DEFAULT_REGION
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.storage.secret }}
+      key: AWS_DEFAULT_REGION
+      optional: true
 {{- end -}}
 
 {{/* Environment variables of whatever opens MLflow's database. */}}

@@ -9,6 +9,7 @@ from typing import Any
 from kubeflow_trainer_api import models
 from pydantic import BaseModel, ConfigDict
 
+from toolwise.storage import S3_REGION
 from toolwise.tools.sandbox import SANDBOX_VARIABLE
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher.cluster import Cluster
@@ -72,7 +73,7 @@ def train_job(
     """
     environment = [
         *(_variable(key, value) for key, value in _plain(server, cluster.sandbox).items()),
-        *(_secret_variable(cluster.secret, key) for key in cluster.secret_keys),
+        *(_secret_variable(cluster.secret, key) for key in (*cluster.secret_keys, S3_REGION)),
     ]
     resources = {
         "cpu": cluster.cpu,
@@ -156,7 +157,9 @@ def _variable(name: str, value: str) -> models.IoK8sApiCoreV1EnvVar:
 
 
 def _secret_variable(secret: str, key: str) -> models.IoK8sApiCoreV1EnvVar:
-    selector = models.IoK8sApiCoreV1SecretKeySelector(name=secret, key=key)
+    selector = models.IoK8sApiCoreV1SecretKeySelector(
+        name=secret, key=key, optional=True if key == S3_REGION else None
+    )
     return models.IoK8sApiCoreV1EnvVar(
         name=key, valueFrom=models.IoK8sApiCoreV1EnvVarSource(secretKeyRef=selector)
     )

@@ -11,7 +11,9 @@ from typing import Any
 
 from kubernetes import client as k8s
 
+from toolwise.kubernetes.environment import secret_variable
 from toolwise.kubernetes.pod_security import USER, restricted_container, restricted_pod
+from toolwise.storage import S3_REGION
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher.cluster import Cluster
 
@@ -107,7 +109,7 @@ def server_objects(
         env=[
             home,
             k8s.V1EnvVar(name="TOOLWISE_CACHE", value="/model/.cache"),
-            *(_secret_variable(cluster.secret, key) for key in cluster.secret_keys),
+            *(secret_variable(cluster.secret, key) for key in (*cluster.secret_keys, S3_REGION)),
         ],
         volume_mounts=[folder, tmp],
         resources=k8s.V1ResourceRequirements(limits=_FETCHING, requests=_FETCHING),
@@ -144,8 +146,3 @@ def server_objects(
         spec=k8s.V1ServiceSpec(selector=labels, ports=[k8s.V1ServicePort(port=PORT)]),
     )
     return deployment, service
-
-
-def _secret_variable(secret: str, key: str) -> k8s.V1EnvVar:
-    selector = k8s.V1SecretKeySelector(name=secret, key=key)
-    return k8s.V1EnvVar(name=key, value_from=k8s.V1EnvVarSource(secret_key_ref=selector))
