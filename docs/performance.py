@@ -68,8 +68,9 @@ def sentence() -> str:
     sft, hdpo = (f"{serve[f'{model}_right_per_answer']:.1%}" for model in ("sft", "hdpo"))
     return (
         f"Behind the endpoint, an answer of the HDPO model takes {seconds} less time and {tokens} "
-        f"fewer tokens than one of the SFT model; of the same {serve['questions']:.0f} questions, "
-        f"{hdpo} are right instead of {sft} ([docs/performance.md](docs/performance.md))."
+        f"fewer tokens than one of the SFT model. Both answered the same {serve['questions']:.0f} "
+        f"questions of one run; {hdpo} and {sft} are right "
+        "([docs/performance.md](docs/performance.md#what-calling-less-saves))."
     )
 
 
