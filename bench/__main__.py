@@ -12,6 +12,7 @@ import time
 from rich.console import Console
 
 from bench.recording import record, show
+from toolwise.errors import ToolwiseError
 
 PARTS = (
     "sandbox",
@@ -41,7 +42,10 @@ def main(parts: list[str]) -> None:
             continue
         started = time.perf_counter()
         with console.status(f"measuring {part}"):
-            figures = importlib.import_module(f"bench.{part}").measure()
+            try:
+                figures = importlib.import_module(f"bench.{part}").measure()
+            except ToolwiseError as error:
+                sys.exit(f"{part}: {error}")
         show(part, figures, console)
         record(part, figures, time.perf_counter() - started)
 

@@ -1,4 +1,4 @@
-"""The collapse alarm on two trainings from the study's cold start: one healthy, one that breaks.
+"""The collapse alarm on two trainings of the demo's SFT model: one healthy, one that breaks.
 
 The healthy one is HDPO, with larger steps than the study's. The other has a loud efficiency channel
 and a high learning rate: direct answers spread to prompts that need a tool. Curves go to
@@ -11,6 +11,8 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from toolwise.training.hdpo.run import build_trainer
 from toolwise.training.settings import HdpoSettings
 
 HEALTHY = HdpoSettings(
-    steps=48,  # 1,152 groups, so that a long window of the alarm (800) has an earlier one
+    steps=40,  # 960 groups, so that a long window of the alarm (800) has an earlier one
     prompts_per_step=24,
     num_generations=4,
     learning_rate=1e-4,
@@ -42,12 +44,12 @@ KEPT = ("accuracy", "tool_call_rate", MISSED, "necessary_call_rate/estimate", AL
 def measure() -> dict[str, float]:
     """For each training: accuracy and missed calls at both ends, and the first step of an alarm."""
     made = prepare(Scale())
-    tools = open_tools(made.corpus, "bubblewrap")
-    curves: dict[str, list[dict[str, Any]]] = {
-        name: _curve(made, tools, settings)
-        for name, settings in (("healthy", HEALTHY), ("breaking", BREAKING))
-    }
-    asyncio.run(_close(tools))
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        running = {
+            name: pool.submit(_curve, made, settings)
+            for name, settings in (("healthy", HEALTHY), ("breaking", BREAKING))
+        }
+        curves = {name: future.result() for name, future in running.items()}
     CURVES.write_text(json.dumps(curves) + "\n")
     figures: dict[str, float] = {}
     for name, curve in curves.items():
@@ -62,14 +64,17 @@ def measure() -> dict[str, float]:
     return figures
 
 
-def _curve(made: Material, tools: Sequence[Tool], settings: HdpoSettings) -> list[dict[str, Any]]:
+def _curve(made: Material, settings: HdpoSettings) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    tools = open_tools(made.corpus, "bubblewrap")
     with tempfile.TemporaryDirectory() as work:
         trainer = build_trainer(
             made.start("mild"), list(read_tasks(made.prompts)), tools, Path(work), settings, 0
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    asyncio.run(_close(tools))
     log: list[dict[str, Any]] = [e for e in trainer.state.log_history if "train_runtime" not in e]
     return [{name: entry.get(name) for name in KEPT} for entry in log]
 

@@ -1,9 +1,9 @@
 """Rollouts per second of the agent loop and of TRL's own tool loop, on the same model and tools.
 
-The model is the demo's after SFT (of `runs/demo`, else the study's); each batch has 24 other
-prompts, a third each of perception, math and search, 8 rollouts of each. Both run in one process
-on the same weights, in turn, with as many torch threads as the environment gives them; the
-sandboxes of the python tool are processes beside it.
+The model is the demo's after SFT; each batch has 24 other prompts, a third each of perception, math
+and search, 8 rollouts of each. Both run in one process on the same weights, in turn, with as many
+torch threads as the environment gives them; the sandboxes of the python tool are processes beside
+it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils.chat_template_utils import get_json_schema
 from trl.trainer.grpo_config import GRPOConfig
 
+from bench.demo import demo_output
 from toolwise.agent import Limits, Sampling, run_agent
 from toolwise.agent.processor import load_processor
 from toolwise.agent.transformers_engine import TransformersEngine
@@ -37,7 +38,6 @@ PROMPTS = 24
 GROUP = 8
 TURN_TOKENS = 32
 REPEATS = 5
-RUN = Path("runs/demo/steps")
 
 
 def measure() -> dict[str, float]:
@@ -87,20 +87,8 @@ def measure() -> dict[str, float]:
 
 def _material() -> tuple[Path, list[Task], Path]:
     """A checkpoint after SFT, the prompts, and the corpus."""
-    found = sorted(RUN.glob("train-sft/*/checkpoint"), key=lambda path: path.stat().st_mtime)
-    data = sorted(RUN.glob("prepare-data/*/data"), key=lambda path: path.stat().st_mtime)
-    if found and data:
-        checkpoint, tasks, corpus = (
-            found[-1],
-            data[-1] / "rl_tasks.parquet",
-            data[-1] / "corpus.jsonl",
-        )
-    else:
-        from bench.hdpo.checkpoints import prepare
-        from bench.hdpo.scale import Scale
-
-        made = prepare(Scale())
-        checkpoint, tasks, corpus = made.start("mild"), made.prompts, made.corpus
+    checkpoint, data = demo_output("train-sft", "checkpoint"), demo_output("prepare-data", "data")
+    tasks, corpus = data / "rl_tasks.parquet", data / "corpus.jsonl"
     return checkpoint, list(read_tasks(tasks))[: PROMPTS * (REPEATS + 1)], corpus
 
 

@@ -1,7 +1,6 @@
 """The endpoint beside what it stands in front of, and the frugal model beside the lavish one.
 
-The last figures need the checkpoints of a demo run; without them they are left out, and it is said
-what to run first.
+The last figures are of the checkpoints of a demo run.
 """
 
 from __future__ import annotations
@@ -18,19 +17,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import httpx
 import psutil
 
+from bench.demo import demo_output
 from bench.runner import answering_server
 from toolwise.agent import user_message
 from toolwise.data import Task, data_uri, grade
 from toolwise.data.parquet import read_tasks
 
-RUN = Path("runs/demo")
 LATENCY_REQUESTS = 2000
 CLIENTS, LOAD_SECONDS, SETTLED_SECONDS = 200, 60, 15
 BATCH_CLIENTS, BATCH_ROUNDS, BATCH_SECONDS = 32, 3, 6
@@ -44,19 +42,12 @@ Figures = dict[str, float]
 
 def measure() -> Figures:
     """Latency and throughput of the endpoint, and what a model that calls less saves."""
+    run = DemoRun()
     with answering_server() as port:
         upstream = f"http://127.0.0.1:{port}/v1"
         with endpoint("--upstream", upstream, "--concurrency", str(CLIENTS)) as served:
             figures = {**added_latency(port, served), **asyncio.run(load(served))}
-    try:
-        found = demo_run()
-    except FileNotFoundError:
-        sys.stderr.write(
-            f"no finished run in {RUN}: `make demo` first, for the figures of trained models\n"
-        )
-        return figures
-    figures |= batching(found)
-    return figures | savings(found)
+    return figures | batching(run) | savings(run)
 
 
 # Processes
@@ -188,26 +179,15 @@ async def load(served: Served) -> Figures:
 class DemoRun:
     """What a demo run has left: two checkpoints, the benchmark, the corpus."""
 
-    def __init__(self, steps: Path) -> None:
-        self.sft = _only(steps, "train-sft/*/checkpoint")
-        self.hdpo = _only(steps, "train-hdpo/*/checkpoint")
-        self.corpus = _only(steps, "prepare-data/*/data/corpus.jsonl")
-        benchmark = _only(steps, "prepare-data/*/data/benchmark.parquet")
+    def __init__(self) -> None:
+        data = demo_output("prepare-data", "data")
+        self.sft = demo_output("train-sft", "checkpoint")
+        self.hdpo = demo_output("train-hdpo", "checkpoint")
+        self.corpus = data / "corpus.jsonl"
         # Abilities and needs alternate; signs between small and large are neither needed nor not.
-        plain = [t for t in read_tasks(benchmark) if t.metadata.get("needs_tool") is not None]
+        items = read_tasks(data / "benchmark.parquet")
+        plain = [task for task in items if task.metadata.get("needs_tool") is not None]
         self.tasks: Sequence[Task] = plain[:QUESTIONS]
-
-
-def demo_run() -> DemoRun:
-    """The run in `RUN`; raises `FileNotFoundError` where none is finished."""
-    return DemoRun(RUN / "steps")
-
-
-def _only(steps: Path, pattern: str) -> Path:
-    found = sorted(steps.glob(pattern), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(steps / pattern)
-    return found[-1]
 
 
 def asked(task: Task) -> bytes:

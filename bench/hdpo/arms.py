@@ -9,8 +9,10 @@ from typing import Any, Literal
 from bench.hdpo.scale import Scale
 from toolwise.training.settings import HdpoSettings
 
-Start = Literal["mild", "reflex"]
-"""The cold start: after `mild` some rollouts abstain, after `reflex` hardly any does."""
+Start = Literal["mild", "early", "reflex"]
+"""The cold start. `mild` is the demo's SFT model: nearly always right, and it abstains at times.
+`early` has been trained for less long, so that groups mix right and wrong. After `reflex` hardly
+any rollout abstains."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,6 @@ class Arm:
         start: checkpoint trained from.
         flipped: share of verdicts on answers that the judge turns round.
         bonus: reward of 1/(T+1) times this, paid whether the answer is right or not.
-        mixed_only: train on prompts only whose groups mix right and wrong under the start, each
-            in two of eight rollouts or more; the paper's filter asks for one.
         longer: times the study's steps.
     """
 
@@ -35,7 +35,6 @@ class Arm:
     start: Start = "mild"
     flipped: float = 0.0
     bonus: float = 0.0
-    mixed_only: bool = False
     longer: int = 1
 
     @property
@@ -75,13 +74,18 @@ def arms() -> Iterator[Arm]:
     over_all_tokens = {"aggregation": "token", "efficiency_normalize": "group"}
     yield Arm(main, "hdpo 0.15, token mean over all", over_all_tokens)
 
-    longer = "four times as long"
-    yield Arm(longer, "hdpo 0.15", longer=4)
-    yield Arm(longer, "hdpo 0.3", {"w_tool": 0.3}, longer=4)
-    yield Arm(longer, "grpo", {"variant": "grpo"}, longer=4)
+    longer = "three times as long"
+    yield Arm(longer, "hdpo 0.15", longer=3)
+    yield Arm(longer, "hdpo 0.3", {"w_tool": 0.3}, longer=3)
     for alpha in (0.1, 1.0):
-        yield Arm(longer, f"coupled {alpha}", {"variant": "coupled", "alpha": alpha}, longer=4)
-    yield Arm(longer, "eapo 0.5", eapo, longer=4)
+        yield Arm(longer, f"coupled {alpha}", {"variant": "coupled", "alpha": alpha}, longer=3)
+
+    mixed = "groups mix right and wrong"
+    yield Arm(mixed, "hdpo 0.15", start="early")
+    yield Arm(mixed, "hdpo 0.3", {"w_tool": 0.3}, start="early")
+    yield Arm(mixed, "grpo", {"variant": "grpo"}, start="early")
+    for alpha in (0.1, 0.3, 1.0):
+        yield Arm(mixed, f"coupled {alpha}", {"variant": "coupled", "alpha": alpha}, start="early")
 
     hard = "never abstains"
     yield Arm(hard, "hdpo 0.15", start="reflex")
@@ -94,10 +98,9 @@ def arms() -> Iterator[Arm]:
     for name, changes in (
         ("hdpo 0.3", {"w_tool": 0.3}),
         ("hdpo 0.15, tool-free 2 uncorrected", uncorrected),
-        ("eapo 0.5", eapo),
         (biased, {**eapo, **uncorrected}),
     ):
-        yield Arm(f"{hard}, {longer}", name, changes, start="reflex", longer=4)
+        yield Arm(f"{hard}, {longer}", name, changes, start="reflex", longer=3)
 
     for flipped, alphas in ((0.05, (0.1,)), (0.15, (0.1, 1.0))):
         noisy = f"judge wrong in {flipped:.0%}"
@@ -110,10 +113,3 @@ def arms() -> Iterator[Arm]:
     unconditional = "bonus paid to wrong answers too"
     yield Arm(unconditional, "coupled 0.1", {"variant": "grpo"}, bonus=0.1)
     yield Arm(unconditional, "coupled 1.0", {"variant": "grpo"}, bonus=1.0)
-
-    mixed = "mixed groups"
-    yield Arm(mixed, "hdpo 0.15", mixed_only=True)
-    yield Arm(mixed, "hdpo 0.3", {"w_tool": 0.3}, mixed_only=True)
-    for alpha in (0.05, 1.0):
-        coupled = {"variant": "coupled", "alpha": alpha}
-        yield Arm(mixed, f"coupled {alpha}", coupled, mixed_only=True)

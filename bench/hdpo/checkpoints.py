@@ -1,4 +1,7 @@
-"""What the arms start from: one base model, two cold starts, prompts and items; made once, kept."""
+"""What the arms start from: the demo's SFT model and two others of its base model, prompts, items.
+
+Made once and kept. `make demo` has to be done.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
+from bench.demo import demo_output
 from bench.hdpo.arms import Start
 from bench.hdpo.scale import WORK, Scale
 from toolwise.data import Trajectory
 from toolwise.data.parquet import write_tasks, write_trajectories
-from toolwise.storage import atomic_directory, atomic_file
+from toolwise.storage import atomic_directory, atomic_file, content_digest
 from toolwise.synthetic.environment import make_environment, write_signboard
-from toolwise.synthetic.settings import BaseStageSettings, SignboardSettings
-from toolwise.training.launcher import launch
+from toolwise.synthetic.settings import SignboardSettings
 from toolwise.training.settings import SftSettings
 
 SOURCE = Path(__file__).parents[2]
@@ -29,6 +32,8 @@ LIBRARIES = ("torch", "transformers", "trl")
 """Whose versions decide a result, as the code does."""
 SEED = 0
 """Of everything made here: the arms differ in their seed, not in where they start."""
+COLD_STARTS: tuple[Start, ...] = ("early", "reflex")
+"""Those that are trained here, side by side."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,11 @@ class Material:
     def items(self) -> Path:
         return self.folder / "data" / "items.parquet"
 
-    @property
-    def base(self) -> Path:
-        return self.folder / "base"
-
     def trajectories(self, start: Start) -> Path:
         return self.folder / "data" / f"{start}.parquet"
 
     def start(self, start: Start) -> Path:
-        return self.folder / start
+        return demo_output("train-sft", "checkpoint") if start == "mild" else self.folder / start
 
     def known(self, start: Start) -> Path:
         """What the start knows of each prompt, `{id: {"solvable": …, "mixed": …}}`."""
@@ -67,10 +68,14 @@ class Material:
 @cache
 def material(scale: Scale) -> Material:
     """Where the material of a study of this size stands, whether it has been made or not."""
-    size = scale.model_dump(include={"prompts", "items", "base_steps", "sft_steps"})
+    size = scale.model_dump(include={"prompts", "items", *COLD_STARTS})
+    taken = [
+        content_digest(demo_output(*output))
+        for output in (("base-model", "model"), ("train-sft", "checkpoint"))
+    ]
     own = (Path(__file__), Path(__file__).with_name("measuring.py"))
     code = [code_digest([*own, *answering_code()]), *(version(name) for name in LIBRARIES)]
-    identity = hashlib.sha256(json.dumps([size, code]).encode()).hexdigest()[:12]
+    identity = hashlib.sha256(json.dumps([size, code, taken]).encode()).hexdigest()[:12]
     return Material(WORK / f"start-{identity}")
 
 
@@ -104,19 +109,11 @@ def _is_docstring(statement: ast.stmt) -> bool:
 
 
 def prepare(scale: Scale) -> Material:
-    """Make what is missing, on two cores: processes share the base, a cold start has one each."""
+    """Make what is missing; the cold starts in a process each."""
     made = material(scale)
     made.folder.mkdir(parents=True, exist_ok=True)
     if not made.items.exists():
         _write_data(made, scale)
-    if not made.base.exists():
-        launch(
-            "toolwise.training.base:train_base",
-            2,
-            out_dir=made.base,
-            seed=SEED,
-            settings=BaseStageSettings(steps=scale.base_steps),
-        )
     command = [sys.executable, "-m", "bench.hdpo.worker", "start", scale.model_dump_json()]
     missing = [start for start in get_args(Start) if not made.known(start).exists()]
     running = [subprocess.Popen([*command, start], cwd=SOURCE) for start in missing]
@@ -127,15 +124,16 @@ def prepare(scale: Scale) -> Material:
 
 
 def cold_start(made: Material, start: Start, scale: Scale) -> None:
-    """Train one cold start, and ask it which prompts it solves without tools, which sometimes."""
+    """Train a cold start that is not there, and ask it which prompts it solves, and how."""
     from bench.hdpo.measuring import ask_prompts
     from toolwise.training.sft import train_sft
 
     if not made.start(start).exists():
         settings = SftSettings(
-            steps=scale.sft_steps, batch_size=32, accumulate=2, freeze_vision=True
+            steps=getattr(scale, start), batch_size=32, accumulate=2, freeze_vision=True
         )
-        train_sft(made.base, made.trajectories(start), made.start(start), settings, SEED)
+        base = demo_output("base-model", "model")
+        train_sft(base, made.trajectories(start), made.start(start), settings, SEED)
     known = ask_prompts(made.start(start), made.prompts, made.corpus)
     with atomic_file(made.known(start)) as file:
         file.write_text(json.dumps(known))
@@ -148,7 +146,7 @@ def _write_data(made: Material, scale: Scale) -> None:
     reflex = [t for t in clean if _calls(t) or t.task.metadata.get("tools") == "none"]
     write_signboard(made.folder / "environment", SEED, settings)
     with atomic_directory(made.folder / "data") as folder:
-        write_trajectories(folder / "mild.parquet", clean)
+        write_trajectories(folder / "early.parquet", clean)
         write_trajectories(folder / "reflex.parquet", reflex)
         write_tasks(folder / "prompts.parquet", environment.rl_tasks)
         write_tasks(folder / "items.parquet", environment.benchmark)

@@ -18,8 +18,8 @@ from toolwise.tools import Tool
 MAX_TOKENS = 32
 KNOWN_SAMPLES = 8
 """Answers that say what a start knows of a prompt, without tools and with."""
-MIXED = 2
-"""Of those with tools, right and wrong ones of a prompt whose groups are likely to mix both."""
+MIXED = 1
+"""Of those with tools, right and wrong ones at least of a prompt that mixes both."""
 SAMPLING: dict[Mode, tuple[int, Sampling]] = {
     "greedy": (1, Sampling(max_tokens=MAX_TOKENS)),
     "sampled": (2, Sampling(temperature=1.0, max_tokens=MAX_TOKENS, seed=1)),

@@ -18,13 +18,13 @@ from bench.hdpo.figures import THRESHOLDS
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart with any colour vision (Okabe & Ito)."""
 IN_Q = (
-    "four times as long: hdpo 0.15",
-    "four times as long: hdpo 0.3",
-    "four times as long: coupled 0.1",
-    "four times as long: grpo",
-    "never abstains, four times as long: eapo 0.5, tool-free 2 uncorrected",
+    "three times as long: hdpo 0.15",
+    "three times as long: hdpo 0.3",
+    "three times as long: coupled 0.1",
+    "three times as long: coupled 1.0",
+    "never abstains, three times as long: eapo 0.5, tool-free 2 uncorrected",
     "judge wrong in 15%: hdpo 0.15",
-    "mixed groups: hdpo 0.15",
+    "groups mix right and wrong: hdpo 0.15",
 )
 """Arms whose qualifying sets are drawn."""
 

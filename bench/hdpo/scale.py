@@ -20,8 +20,8 @@ class Scale(BaseModel):
         num_generations: rollouts of each.
         prompts: that are trained on.
         items: of the benchmark that are measured.
-        base_steps: of the base model.
-        sft_steps: of each cold start.
+        early: steps of the cold start of that name, few enough that math is half learned.
+        reflex: steps of the other cold start.
         only: regular expression that `regime: arm` has to match.
     """
 
@@ -33,8 +33,8 @@ class Scale(BaseModel):
     num_generations: int = Field(8, ge=2)
     prompts: PositiveInt = 144
     items: PositiveInt = 120
-    base_steps: PositiveInt = 850
-    sft_steps: PositiveInt = 300
+    early: PositiveInt = 300
+    reflex: PositiveInt = 400
     only: str = ""
 
     @property

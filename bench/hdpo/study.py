@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from bench.hdpo.arms import Arm, arms
+from bench.hdpo.arms import Arm, Start, arms
 from bench.hdpo.checkpoints import SOURCE, code_digest, material, prepare
 from bench.hdpo.figures import collect
 from bench.hdpo.scale import WORK, Scale
@@ -93,7 +93,7 @@ def finished(scale: Scale) -> dict[str, Any]:
         sys.exit(f"no arm of this study is done under {WORK}: python -m bench.hdpo trains them")
     records = [(arm, seed, json.loads(path.read_text())) for arm, seed, path in done]
     made = material(scale)
-    known = {start: json.loads(made.known(start).read_text()) for start in ("mild", "reflex")}
+    known = {start: json.loads(made.known(start).read_text()) for start in get_args(Start)}
     return collect(records, known, scale)
 
 

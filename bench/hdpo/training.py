@@ -33,8 +33,6 @@ def train_arm(
     """Train and measure; returns `steps`, what was seen of each, and `scores` of the items."""
     known = json.loads(made.known(arm.start).read_text())
     prompts = read_tasks(made.prompts)
-    if arm.mixed_only:
-        prompts = [task for task in prompts if known[task.id]["mixed"]]
     if len(prompts) < scale.prompts_per_step:
         raise InputError(f"{arm.label}: {len(prompts)} prompts are left, too few for a step")
     settings = arm.settings(scale)

@@ -48,5 +48,6 @@ def test_the_model_reads_what_the_tool_says(
 ) -> None:
     rollout = answered(arguments)
     [call] = rollout.calls
-    assert call.is_error is failed
+    assert call.result.is_error is failed
+    assert result in call.result.text
     assert result in str(rollout.answer)

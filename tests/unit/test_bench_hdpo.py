@@ -9,16 +9,28 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import get_args
 
 import pytest
 
 from bench.hdpo import checkpoints, headline, report, study
-from bench.hdpo.arms import arms
+from bench.hdpo.arms import Start, arms
 from bench.hdpo.checkpoints import code_digest
 from bench.hdpo.exact import Method, Prompt, break_even, coupled, grpo, push
 from bench.hdpo.figures import collect, first_stays_under
 from bench.hdpo.scale import Scale
 from toolwise.markdown import filled
+
+
+@pytest.fixture(autouse=True)
+def demo(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the study takes from a demo run."""
+    steps = tmp_path_factory.mktemp("demo")
+    for output in ("base-model/run/model", "train-sft/run/checkpoint"):
+        (steps / output).mkdir(parents=True)
+        (steps / output / "weights").write_text(output)
+    monkeypatch.setattr("bench.demo.STEPS", steps)
+    checkpoints.material.cache_clear()
 
 
 class TestFirstStaysUnder:
@@ -165,7 +177,7 @@ def test_what_a_killed_worker_leaves_is_done_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "WORK", tmp_path)
-    scale = Scale(seeds=1, only="mixed groups")
+    scale = Scale(seeds=1, only="never abstains")
     wanted = [job.path for job in study.jobs(scale)]
     names = [path.name for path in wanted]
     killed = tmp_path / "killed"
@@ -192,7 +204,7 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scale]:
     monkeypatch.setattr(checkpoints, "WORK", tmp_path)
     checkpoints.material.cache_clear()
     scale = Scale(seeds=1)
-    for start in ("mild", "reflex"):
+    for start in get_args(Start):
         known = checkpoints.material(scale).known(start)
         known.parent.mkdir(exist_ok=True)
         known.write_text('{"p": {"solvable": true, "mixed": false, "called": 0.8}}')
@@ -204,7 +216,7 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scale]:
 
 
 def test_a_part_of_the_study_leaves_the_other_arms_in_the_results(done: Scale) -> None:
-    part = done.model_copy(update={"only": "mixed groups"})
+    part = done.model_copy(update={"only": "never abstains"})
     assert 0 < len(list(study.jobs(part))) < len(list(study.jobs(done)))
     assert study.finished(part) == study.finished(done)
 
