@@ -164,6 +164,27 @@ async def test_a_key_is_let_in_at_its_rate(monkeypatch: pytest.MonkeyPatch) -> N
         await ask()
 
 
+def test_a_request_that_carries_several_is_let_in_when_it_was_told_to_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(admission.time, "monotonic", lambda: now)
+    places = Admission(8, 8)
+    caller = ApiKey(name="slow", key=KEY, requests_per_minute=6)
+
+    def ask(instances: int) -> None:
+        places.admit(caller)
+        places.charge(caller, instances - 1)
+
+    ask(6)
+    now += 10
+    with pytest.raises(RequestError) as refusal:
+        ask(6)
+    assert refusal.value.retry_after is not None
+    now += refusal.value.retry_after
+    ask(6)
+
+
 async def times(count: int, ask: Callable[[], Awaitable[None]]) -> None:
     for _ in range(count):
         await ask()

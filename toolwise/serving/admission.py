@@ -45,22 +45,32 @@ class Admission:
             RequestError: 429, with the seconds after which to come again.
         """
         self._check_concurrency(caller)
-        self.charge(caller)
+        self._charge(caller, 1, 1)
         if self._is_full:
             self._crowded_out(caller.name)
 
-    def charge(self, caller: ApiKey, requests: int = 1) -> None:
-        """Count requests against the caller's rate.
+    def charge(self, caller: ApiKey, further: int) -> None:
+        """Count the further requests that an admitted one carries against the caller's rate.
 
         Raises:
-            RequestError: 429, with the seconds after which to come again.
+            RequestError: 429, with the seconds after which to come again; 400 where they are more
+                than the caller may ever send at once.
         """
+        self._charge(caller, further, further + 1)
+
+    def _charge(self, caller: ApiKey, requests: int, whole: int) -> None:
+        """Count requests; who comes again needs room for the `whole`."""
         if caller.requests_per_minute is None:
             return
+        if whole > caller.requests_per_minute:
+            raise RequestError(
+                f"this key may send {caller.requests_per_minute} requests a minute, and these are "
+                f"{whole} at once; send fewer"
+            )
         rate = self._rates.get(caller.name)
         if rate is None or rate.per_minute != caller.requests_per_minute:
             rate = self._rates[caller.name] = _Rate(caller.requests_per_minute)
-        wait = rate.take(requests)
+        wait = rate.take(requests, whole)
         if wait:
             message = f"this key may send {caller.requests_per_minute} requests a minute"
             raise refused(message, "rate_limit_exceeded", wait)
@@ -171,15 +181,15 @@ class _Rate:
         self._tokens = float(per_minute)
         self._at = time.monotonic()
 
-    def take(self, tokens: int) -> float:
-        """Take so many tokens; 0, or the seconds until there are as many."""
+    def take(self, tokens: int, wanted: int) -> float:
+        """Take so many tokens; 0, or, with fewer, the seconds until there are `wanted`."""
         now = time.monotonic()
         filled = self._tokens + (now - self._at) * self.per_minute / 60
         self._tokens, self._at = min(float(self.per_minute), filled), now
         if self._tokens >= tokens:
             self._tokens -= tokens
             return 0.0
-        return (tokens - self._tokens) * 60 / self.per_minute
+        return (wanted - self._tokens) * 60 / self.per_minute
 
 
 class Bodies:

@@ -56,7 +56,7 @@ class Arrival:
         deadline: when it must be answered (monotonic clock).
         id: what replies and traces call it.
         charge: counts further requests that it carries against its key's rate; raises
-            `RequestError`, 429, where that is used up.
+            `RequestError`, 429, where that is used up, and 400 where it never has so many.
     """
 
     caller: str
