@@ -33,9 +33,12 @@ class Crowd:
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     async def come(self, name: str, caller: ApiKey) -> None:
+        self.start(name, caller)
+        await settled()
+
+    def start(self, name: str, caller: ApiKey) -> None:
         self.leave[name] = asyncio.Event()
         self.tasks[name] = asyncio.create_task(self._request(name, caller))
-        await settled()
 
     async def go(self, name: str) -> None:
         self.leave[name].set()
@@ -87,6 +90,18 @@ async def test_a_full_queue_turns_the_flood_away_and_lets_another_in() -> None:
     assert (await crowd.refused("flood 4")).code == "queue_full"
     await crowd.come("other", OTHER)
     assert (await crowd.refused("flood 3")).code == "queue_full"
+    await crowd.go("flood 0")
+    assert crowd.served == ["flood 0", "other"]
+    await crowd.end()
+
+
+async def test_room_is_made_by_who_is_cancelled_at_that_moment() -> None:
+    crowd = Crowd(places=1, queue=3)
+    for number in range(4):
+        await crowd.come(f"flood {number}", FLOOD)
+    crowd.start("other", OTHER)
+    crowd.tasks["flood 3"].cancel()  # whose task hears of it only after the other has come
+    await settled()
     await crowd.go("flood 0")
     assert crowd.served == ["flood 0", "other"]
     await crowd.end()

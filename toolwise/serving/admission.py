@@ -143,10 +143,10 @@ class Admission:
 
     def _make_room(self, name: str) -> None:
         most = self._crowded_out(name)
-        full = self._no_room()
         newest = self._lines[most][-1]
+        if not newest.done():  # else it has just been cancelled, and makes room all the same
+            newest.set_exception(self._no_room())
         self._leave(most, newest)
-        newest.set_exception(full)
 
     def _no_room(self) -> RequestError:
         seconds = self._seconds * (self._waiting + 1) / self._places
