@@ -46,10 +46,10 @@ class Crowd:
         await settled()
 
     async def _request(self, name: str, caller: ApiKey) -> None:
-        self.admission.admit(caller)
-        async with self.admission.place(caller):
-            self.served.append(name)
-            await self.leave[name].wait()
+        with self.admission.admit(caller):
+            async with self.admission.place(caller):
+                self.served.append(name)
+                await self.leave[name].wait()
 
     async def refused(self, name: str) -> RequestError:
         with pytest.raises(RequestError) as refusal:
@@ -162,7 +162,8 @@ async def test_a_key_is_let_in_at_its_rate(monkeypatch: pytest.MonkeyPatch) -> N
     caller = ApiKey(name="slow", key=KEY, requests_per_minute=3)
 
     async def ask() -> None:
-        places.admit(caller)
+        with places.admit(caller):
+            pass
 
     await times(3, ask)
     with pytest.raises(RequestError) as refusal:
@@ -188,8 +189,8 @@ def test_a_request_that_carries_several_is_let_in_when_it_was_told_to_come(
     caller = ApiKey(name="slow", key=KEY, requests_per_minute=6)
 
     def ask(instances: int) -> None:
-        places.admit(caller)
-        places.charge(caller, instances - 1)
+        with places.admit(caller):
+            places.charge(caller, instances - 1)
 
     ask(6)
     now += 10
@@ -222,6 +223,7 @@ class Endpoint:
             "- {name: flood, key: flood-0123456789abcdef}\n"
             "- {name: other, key: other-0123456789abcdef}\n"
             "- {name: once, key: once-0123456789abcdef, requests_per_minute: 1}\n"
+            "- {name: single, key: single-0123456789abcdef, concurrent: 1}\n"
         )
         self.answer = asyncio.Event()
         admission = Admission(places, queue)
@@ -295,6 +297,18 @@ async def test_whoever_is_turned_away_is_so_before_the_body_is_read(tmp_path: Pa
         assert (refused.status, refused.error["code"], refused.reads) == (429, code, 0)
     endpoint.answer.set()
     assert (await first).status == 200
+
+
+async def test_who_is_still_sending_counts_among_a_keys_requests(tmp_path: Path) -> None:
+    endpoint = Endpoint(tmp_path, places=8, queue=8)
+    endpoint.answer.set()
+    sending = endpoint.send("single", 5, size=10)
+    await settled()
+    refused = await endpoint.send("single", 10)
+    assert (refused.error["code"], refused.reads) == ("concurrency_limit_exceeded", 0)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    assert (await endpoint.send("single", 10)).status == 200
 
 
 async def test_whoever_waits_in_vain_is_counted_among_the_refused(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Admission:
     def __init__(self, places: int, queue: int) -> None:
         self._places = places
         self._queue = queue
+        self._present: Counter[str] = Counter()  # those who still send their body included
         self._running: Counter[str] = Counter()
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         self._served: dict[str, int] = {}  # when a caller last got a place
@@ -38,16 +39,28 @@ class Admission:
         self._rates: dict[str, _Rate] = {}
         self._seconds = 1.0  # what an answer takes, a moving average
 
-    def admit(self, caller: ApiKey) -> None:
-        """Count a request that begins, and turn away one that would get no place if it came now.
+    @contextmanager
+    def admit(self, caller: ApiKey) -> Iterator[None]:
+        """Count a request from its beginning until the block ends.
+
+        One that would get no place if it came now is turned away.
 
         Raises:
             RequestError: 429, with the seconds after which to come again.
         """
-        self._check_concurrency(caller)
+        name = caller.name
+        if caller.concurrent is not None and self._present[name] >= caller.concurrent:
+            message = f"this key may have {caller.concurrent} requests at a time"
+            raise refused(message, "concurrency_limit_exceeded", self._seconds)
         self._charge(caller, 1, 1)
         if self._is_full:
-            self._crowded_out(caller.name)
+            self._crowded_out(name)
+        self._present[name] += 1
+        try:
+            yield
+        finally:
+            self._present[name] -= 1
+            self._present += Counter()  # drops those who have none left
 
     def charge(self, caller: ApiKey, further: int) -> None:
         """Count the further requests that an admitted one carries against the caller's rate.
@@ -82,7 +95,6 @@ class Admission:
         Raises:
             RequestError: 429, with the seconds after which to come again.
         """
-        self._check_concurrency(caller)
         if self._free and not self._lines:
             self._give(caller.name)
         else:
@@ -112,11 +124,6 @@ class Admission:
 
     def _load(self, name: str) -> int:
         return self._running[name] + len(self._lines.get(name, ()))
-
-    def _check_concurrency(self, caller: ApiKey) -> None:
-        if caller.concurrent is not None and self._load(caller.name) >= caller.concurrent:
-            message = f"this key may have {caller.concurrent} requests at a time"
-            raise refused(message, "concurrency_limit_exceeded", self._seconds)
 
     async def _wait(self, name: str) -> None:
         if self._is_full:

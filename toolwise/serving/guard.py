@@ -131,8 +131,7 @@ class Guard:
         if scope["path"] not in _CHAT and not _PREDICT.fullmatch(scope["path"]):
             raise RequestError(f"there is no POST {scope['path']} here", status=404)
         # Before the body is read: whoever is turned away must not fill the memory first.
-        self._admission.admit(caller)
-        with self._bodies.of(caller) as held:
+        with self._admission.admit(caller), self._bodies.of(caller) as held:
             body = await _read_body(scope, receive, held)
             self._check_text(body)
             answering = asyncio.create_task(
