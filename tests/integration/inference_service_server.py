@@ -13,6 +13,7 @@ import copy
 import json
 import re
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -130,6 +131,7 @@ class InferenceServiceServer:
         owners[manager] = wanted
         metadata = new.setdefault("metadata", {})
         metadata |= {key: manifest["metadata"][key] for key in ("name", "namespace")}
+        metadata.setdefault("uid", str(uuid.uuid4()))
         changed = found is None or found["spec"] != new["spec"]
         metadata["generation"] = (found["metadata"]["generation"] if found else 0) + changed
         metadata["managedFields"] = [

@@ -16,16 +16,18 @@ from inference_service_server import InferenceServiceServer, Object, condition
 from moto.server import ThreadedMotoServer
 
 from tests.manifests.schemas import schema_faults
-from toolwise import retry
+from toolwise import retry, tracking
 from toolwise.data import Task
+from toolwise.data.parquet import write_tasks
 from toolwise.errors import BackendError, InputError
 from toolwise.serving import kubernetes_api, kubernetes_deploy
-from toolwise.serving.cluster import ClusterSettings
+from toolwise.serving.cluster import ClusterSettings, DeploymentSettings
 from toolwise.serving.deploy import Endpoint, ask_two, check_answered
 from toolwise.serving.inference_service import inference_service
 from toolwise.serving.kubernetes_api import InferenceServices, applied_fields
 from toolwise.serving.kubernetes_deploy import deploy_checkpoint, deploy_on_cluster
 from toolwise.serving.settings import ServingSettings
+from toolwise.steps import run_step
 
 SERVING = ServingSettings(name="metis")
 CLUSTER = ClusterSettings(namespace="agents", image="toolwise/agent:1")
@@ -357,6 +359,91 @@ def test_what_a_killed_deployment_has_left_is_not_what_is_put_back(
     assert weights(cluster) == "s3://models/metis/1"
 
 
+def no_answer(_: Endpoint) -> None:
+    raise BackendError("it gave no answer")
+
+
+def test_questions_that_fail_while_somebody_else_deploys_undo_nothing(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    deploy(services, 1)
+
+    def overtaken(endpoint: Endpoint) -> None:
+        deploy(services, 3)
+        no_answer(endpoint)
+
+    with pytest.raises(
+        BackendError, match=r"no answer\nSomebody else has deployed meanwhile: noth"
+    ):
+        deploy(services, 2, overtaken)
+    assert weights(cluster) == "s3://models/metis/3"
+    assert services.proven("metis") == manifest(3)
+
+
+def test_questions_that_somebody_elses_pods_may_have_answered_prove_nothing(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    deploy(services, 1)
+
+    def overtaken(_: Endpoint) -> None:
+        # Theirs fails, and they put the first one back.
+        with pytest.raises(BackendError, match="The previous revision is back and ready"):
+            deploy(services, 3, no_answer)
+
+    with pytest.raises(BackendError, match="somebody else has deployed InferenceService metis mea"):
+        deploy(services, 2, overtaken)
+    assert weights(cluster) == "s3://models/metis/1"
+    assert services.proven("metis") == manifest(1)
+
+
+def test_one_that_is_overtaken_while_it_is_waited_for_is_not_tried(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    def overtaken(found: Object, reads: int) -> None:
+        if weights(cluster) == "s3://models/metis/2" and reads == 1:
+            cluster.apply("metis", manifest(3), kubernetes_api.FIELD_MANAGER)
+        healthy(found, reads)
+
+    deploy(services, 1)
+    cluster.reconcile = overtaken
+    tried: list[Endpoint] = []
+    with pytest.raises(BackendError, match="somebody else has deployed InferenceService metis mea"):
+        deploy(services, 2, tried.append)
+    assert tried == []
+    assert weights(cluster) == "s3://models/metis/3"
+
+
+def test_a_service_that_was_deleted_and_made_anew_is_somebody_elses(
+    cluster: InferenceServiceServer, services: InferenceServices
+) -> None:
+    def overtaken(endpoint: Endpoint) -> None:
+        services.delete("metis")
+        deploy(services, 3)
+        no_answer(endpoint)
+
+    with pytest.raises(BackendError, match="Somebody else has deployed meanwhile: nothing is"):
+        deploy(services, 2, overtaken)
+    assert weights(cluster) == "s3://models/metis/3"
+
+
+def test_what_passed_its_questions_since_this_one_began_is_what_is_put_back(
+    cluster: InferenceServiceServer, services: InferenceServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(services, 1)
+    cluster.apply("metis", manifest(2), kubernetes_api.FIELD_MANAGER)
+    apply = services.apply
+
+    def the_other_is_done(applied: Object) -> Object:
+        if applied == manifest(3):
+            services.record_proven(manifest(2))
+        return apply(applied)
+
+    monkeypatch.setattr(services, "apply", the_other_is_done)
+    with pytest.raises(BackendError, match=r"The previous revision is back and ready\.$"):
+        deploy(services, 3, no_answer)
+    assert weights(cluster) == "s3://models/metis/2"
+
+
 def test_what_is_put_back_without_a_record_of_having_worked_is_said_to_be_so(
     cluster: InferenceServiceServer, services: InferenceServices
 ) -> None:
@@ -587,6 +674,14 @@ def test_a_checkpoint_is_published_deployed_and_asked_through_the_service(
     [given] = [arg for arg in container["args"] if arg.startswith("--corpus=")]
     assert given.removeprefix("--corpus=s3://weights/") in stored
     assert told[0] == "publishing the weights under s3://weights/models"
+
+    def unwanted() -> None:
+        raise InputError("another is champion")
+
+    (model / "config.json").write_text('{"late": true}')
+    with pytest.raises(InputError, match="another is champion"):
+        deploy_checkpoint(model, corpus, SERVING, settings, attempt, told.append, unwanted)
+    assert weights(cluster) == first
     answers = json.loads((tmp_path / "endpoint.json").read_text())["answers"]
     assert [answer["correct"] for answer in answers] == [True, True]
 
@@ -599,6 +694,54 @@ def test_a_checkpoint_is_published_deployed_and_asked_through_the_service(
     finally:
         Answering.text = "4"
     assert weights(cluster) == first
+
+
+def test_a_run_does_not_deploy_what_is_champion_no_more(
+    cluster: InferenceServiceServer,
+    service: str,
+    bucket: Any,
+    mlflow_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def serving(found: Object, reads: int) -> None:
+        healthy(found, reads)
+        if "url" in found.get("status", {}):
+            found["status"]["url"] = service
+
+    cluster.reconcile = serving
+    monkeypatch.setenv("TOOLWISE_WORK", str(tmp_path / "steps"))
+    monkeypatch.setenv("TOOLWISE_RUN", "a run")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "overtaken")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    registry = tracking.Connection(mlflow_uri).client
+    registry.create_registered_model("overtaken")
+    runs = [registry.create_run("0").info.run_id for _ in range(2)]
+    for run_id in runs:
+        registry.create_model_version("overtaken", f"s3://models/{run_id}", run_id)
+    for name in ("model", "evaluation"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "evaluation" / "scores.jsonl").touch()
+    (tmp_path / "evaluation" / "mlflow_run").write_text(runs[0])
+    (tmp_path / "corpus").touch()
+    write_tasks(tmp_path / "benchmark", [Task("a", "test", "math", "2 + 2?", ("4",))])
+    inputs = {name: str(tmp_path / name) for name in ("model", "evaluation", "benchmark", "corpus")}
+    where = CLUSTER.model_copy(update={"models": "s3://weights/models"})
+    settings = DeploymentSettings(serve=SERVING, cluster=where).model_dump_json()
+
+    def deploy_now(content: str) -> str:
+        (tmp_path / "model" / "config.json").write_text(content)
+        run_step("deploy", settings, 0, **inputs)
+        return weights(cluster)
+
+    registry.set_registered_model_alias("overtaken", "champion", "1")
+    first = deploy_now("{}")
+    registry.set_registered_model_alias("overtaken", "champion", "2")
+    with pytest.raises(InputError, match="no longer the champion of overtaken"):
+        deploy_now('{"other": 1}')
+    assert weights(cluster) == first
+    monkeypatch.delenv("TOOLWISE_RUN")  # by hand
+    assert deploy_now('{"other": 1}') != first
 
 
 def test_without_a_cluster_the_kubeconfig_is_asked_for(

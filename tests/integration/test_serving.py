@@ -376,6 +376,8 @@ def test_metrics_count_calls_abstentions_and_time(server: ServedProcess) -> None
             server.metric("toolwise_tool_calls_total", tool="python"),
             server.metric("toolwise_tool_calls_total", tool="unknown"),
             server.metric("toolwise_abstained_total"),
+            server.metric("toolwise_answers_total", tools="auto"),
+            server.metric("toolwise_answers_total", tools="none"),
             server.metric("toolwise_request_seconds_count", tools="auto", outcome="answered"),
             server.metric("toolwise_request_seconds_count", tools="none", outcome="answered"),
             server.metric("toolwise_model_turn_seconds_count"),
@@ -386,8 +388,9 @@ def test_metrics_count_calls_abstentions_and_time(server: ServedProcess) -> None
     ask(server, f"{PYTHON}|{call('magic')}|<answer>42</answer>")
     ask(server, "<answer>4</answer>")
     ask(server, "<answer>4</answer>", tools="none")
+    ask(server, "<answer>4</answer>", n=3)
     grown = [after - earlier for after, earlier in zip(counts(), before, strict=True)]
-    assert grown == [1, 1, 1, 2, 1, 5, 1]
+    assert grown == [1, 1, 4, 5, 1, 3, 1, 8, 1]
 
 
 def test_every_turn_and_call_is_a_span_of_the_callers_trace(

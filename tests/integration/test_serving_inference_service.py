@@ -11,7 +11,7 @@ from toolwise.errors import InputError
 from toolwise.profile import Profile, load_profile
 from toolwise.serving.inference_service import ClusterSettings, inference_service
 from toolwise.serving.server import _parser, _settings, _source
-from toolwise.serving.settings import ServingSettings
+from toolwise.serving.settings import SENDING_SECONDS, ServingSettings
 from toolwise.tools.sandbox import Isolation
 
 SERVING = ServingSettings(name="metis", isolation=Isolation.GVISOR, max_tokens=4096)
@@ -51,6 +51,14 @@ def test_the_agents_flags_are_the_servers_with_those_kserve_adds(manifest: dict[
     assert options.corpus == "s3://models/corpus.jsonl"
     assert transformer["runtimeClassName"] == "gvisor"
     assert transformer["terminationGracePeriodSeconds"] > SERVING.request_seconds
+
+
+def test_the_gateway_waits_until_the_agent_has_said_that_time_is_up(
+    manifest: dict[str, Any],
+) -> None:
+    # KServe gives the gateway's route the transformer's timeout.
+    timeout = manifest["spec"]["transformer"]["timeout"]
+    assert timeout == SERVING.request_seconds + SENDING_SECONDS
 
 
 @pytest.mark.parametrize("uri", ["models:/metis/3", "/tmp/model", "runs:/1/model"])

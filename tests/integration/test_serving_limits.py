@@ -100,15 +100,21 @@ def test_each_instance_of_kserves_protocol_counts_as_a_request(
 ) -> None:
     path = "/v1/models/toolwise:predict"
     before = len(upstream.requests)
-    several = json.dumps({"instances": [body("say <answer>4</answer>")] * 4}).encode()
-    refused = post(server, several, THRICE, path)
+
+    def several(count: int) -> bytes:
+        return json.dumps({"instances": [body("say <answer>4</answer>")] * count}).encode()
+
+    # More than it may ever send at once, however often it came again.
+    never = post(server, several(4), THRICE, path)
+    assert never.status_code == 400
+    assert "3 requests a minute, and these are 4" in never.json()["error"]
+    assert "retry-after" not in never.headers
+    refused = post(server, several(3), THRICE, path)
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
+    assert post(server, several(33), ALICE, path).status_code == 400
     assert len(upstream.requests) == before
-    many = json.dumps({"instances": [body("say <answer>4</answer>")] * 33}).encode()
-    assert post(server, many, ALICE, path).status_code == 400
-    assert len(upstream.requests) == before
-    assert len(post(server, several, ALICE, path).json()["predictions"]) == 4
+    assert len(post(server, several(4), ALICE, path).json()["predictions"]) == 4
 
 
 def test_a_client_that_does_not_read_its_answer_loses_its_place(

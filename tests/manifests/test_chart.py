@@ -449,6 +449,8 @@ def test_the_agent_is_the_one_the_pipeline_deploys() -> None:
     serving = ServingSettings(name="assistant", isolation=Isolation.GVISOR, max_tokens=4096)
     cluster = ClusterSettings(namespace="toolwise", image="ghcr.io/toolwise/agent:0.1.0")
     built = inference_service(serving, cluster, AGENT["agent"]["model"], None)
+    for part in ("predictor", "transformer"):
+        assert service["spec"][part]["timeout"] == built["spec"][part]["timeout"], part
     ours, theirs = (s["spec"]["predictor"]["model"] for s in (service, built))
     for field in ("modelFormat", "runtime", "storageUri", "args", "resources"):
         assert ours[field] == theirs[field], field

@@ -33,9 +33,12 @@ class Crowd:
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     async def come(self, name: str, caller: ApiKey) -> None:
+        self.start(name, caller)
+        await settled()
+
+    def start(self, name: str, caller: ApiKey) -> None:
         self.leave[name] = asyncio.Event()
         self.tasks[name] = asyncio.create_task(self._request(name, caller))
-        await settled()
 
     async def go(self, name: str) -> None:
         self.leave[name].set()
@@ -43,10 +46,10 @@ class Crowd:
         await settled()
 
     async def _request(self, name: str, caller: ApiKey) -> None:
-        self.admission.admit(caller)
-        async with self.admission.place(caller):
-            self.served.append(name)
-            await self.leave[name].wait()
+        with self.admission.admit(caller):
+            async with self.admission.place(caller):
+                self.served.append(name)
+                await self.leave[name].wait()
 
     async def refused(self, name: str) -> RequestError:
         with pytest.raises(RequestError) as refusal:
@@ -87,6 +90,18 @@ async def test_a_full_queue_turns_the_flood_away_and_lets_another_in() -> None:
     assert (await crowd.refused("flood 4")).code == "queue_full"
     await crowd.come("other", OTHER)
     assert (await crowd.refused("flood 3")).code == "queue_full"
+    await crowd.go("flood 0")
+    assert crowd.served == ["flood 0", "other"]
+    await crowd.end()
+
+
+async def test_room_is_made_by_who_is_cancelled_at_that_moment() -> None:
+    crowd = Crowd(places=1, queue=3)
+    for number in range(4):
+        await crowd.come(f"flood {number}", FLOOD)
+    crowd.start("other", OTHER)
+    crowd.tasks["flood 3"].cancel()  # whose task hears of it only after the other has come
+    await settled()
     await crowd.go("flood 0")
     assert crowd.served == ["flood 0", "other"]
     await crowd.end()
@@ -147,7 +162,8 @@ async def test_a_key_is_let_in_at_its_rate(monkeypatch: pytest.MonkeyPatch) -> N
     caller = ApiKey(name="slow", key=KEY, requests_per_minute=3)
 
     async def ask() -> None:
-        places.admit(caller)
+        with places.admit(caller):
+            pass
 
     await times(3, ask)
     with pytest.raises(RequestError) as refusal:
@@ -162,6 +178,27 @@ async def test_a_key_is_let_in_at_its_rate(monkeypatch: pytest.MonkeyPatch) -> N
     await times(3, ask)  # a quiet hour saves up no more than a minute
     with pytest.raises(RequestError):
         await ask()
+
+
+def test_a_request_that_carries_several_is_let_in_when_it_was_told_to_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(admission.time, "monotonic", lambda: now)
+    places = Admission(8, 8)
+    caller = ApiKey(name="slow", key=KEY, requests_per_minute=6)
+
+    def ask(instances: int) -> None:
+        with places.admit(caller):
+            places.charge(caller, instances - 1)
+
+    ask(6)
+    now += 10
+    with pytest.raises(RequestError) as refusal:
+        ask(6)
+    assert refusal.value.retry_after is not None
+    now += refusal.value.retry_after
+    ask(6)
 
 
 async def times(count: int, ask: Callable[[], Awaitable[None]]) -> None:
@@ -186,6 +223,7 @@ class Endpoint:
             "- {name: flood, key: flood-0123456789abcdef}\n"
             "- {name: other, key: other-0123456789abcdef}\n"
             "- {name: once, key: once-0123456789abcdef, requests_per_minute: 1}\n"
+            "- {name: single, key: single-0123456789abcdef, concurrent: 1}\n"
         )
         self.answer = asyncio.Event()
         admission = Admission(places, queue)
@@ -259,6 +297,18 @@ async def test_whoever_is_turned_away_is_so_before_the_body_is_read(tmp_path: Pa
         assert (refused.status, refused.error["code"], refused.reads) == (429, code, 0)
     endpoint.answer.set()
     assert (await first).status == 200
+
+
+async def test_who_is_still_sending_counts_among_a_keys_requests(tmp_path: Path) -> None:
+    endpoint = Endpoint(tmp_path, places=8, queue=8)
+    endpoint.answer.set()
+    sending = endpoint.send("single", 5, size=10)
+    await settled()
+    refused = await endpoint.send("single", 10)
+    assert (refused.error["code"], refused.reads) == ("concurrency_limit_exceeded", 0)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    assert (await endpoint.send("single", 10)).status == 200
 
 
 async def test_whoever_waits_in_vain_is_counted_among_the_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from toolwise.agent import rendering
 from toolwise.agent.rendering import Renderer
 from toolwise.data import Message, decode_image, encode_image
 from toolwise.synthetic.model import build_processor
@@ -114,6 +115,18 @@ def test_text_that_spells_a_control_token_does_not_become_one() -> None:
     rendered = renderer.prompt([user("<|im_end|><|image_pad|>", PICTURE)])
     assert rendered.ids.count(renderer.end_id) == 1
     assert rendered.ids.count(renderer.image_id) == 9
+
+
+def test_cached_texts_take_no_more_memory_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "_TEXT_CACHE_BYTES", 100_000)
+    own = Renderer(processor)
+    for number in range(20):
+        own.prompt([user(f"{number} " + "a" * 1000)])
+    kept = [len(one.rendered.ids) for one in own._texts.values()]
+    assert kept
+    assert sum(kept) * 36 <= 100_000  # a list's place and an integer are 8 + 28 bytes
+    own.prompt([user("a" * 10_000)])
+    assert (len(own._texts), own._text_bytes) == (0, 0)
 
 
 def test_a_sliver_a_tool_shows_is_an_image_like_any_other() -> None:

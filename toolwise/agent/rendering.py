@@ -29,7 +29,8 @@ _RESERVED = re.compile(r"<\|(\w+)\|>")
 _MAX_ASPECT = 150  # Qwen's image processor refuses more than 200
 _PIXEL_CACHE_BYTES = 256 * 2**20
 _TEXT_CACHE_ENTRIES = 8192
-_TEXT_CACHE_BYTES = 256 * 2**20  # of the encoded images that cached texts hold
+_TEXT_CACHE_BYTES = 256 * 2**20  # of cached texts, their ids and encoded images
+_ID_BYTES = 40  # of a token id in a list: its place, and the integer
 
 
 class Pixels(NamedTuple):
@@ -44,6 +45,13 @@ class Rendered(NamedTuple):
 
     ids: list[int]
     images: tuple[bytes, ...]
+
+
+class _Kept(NamedTuple):
+    """A cached text, and the bytes it takes."""
+
+    rendered: Rendered
+    size: int
 
 
 class RenderedConversation(NamedTuple):
@@ -73,7 +81,7 @@ class Renderer:
         self._image_processor = processor.image_processor
         self._template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         self.merge_size: int = processor.image_processor.merge_size
-        self._texts: OrderedDict[Any, Rendered] = OrderedDict()
+        self._texts: OrderedDict[Any, _Kept] = OrderedDict()
         self._text_bytes = 0
         self._pixels: OrderedDict[bytes, Pixels] = OrderedDict()
         self._pixel_bytes = 0
@@ -138,13 +146,14 @@ class Renderer:
         if found is None:
             plain, images = _split_images(messages)
             text = prefix + self._template_text(plain, tools, generate=True)
-            found = Rendered(self._encode(text, self._counts(images)), images)
-            self._texts[key] = found
-            self._text_bytes += sum(map(len, images))
+            ids = self._encode(text, self._counts(images))
+            size = len(text) + _ID_BYTES * len(ids) + sum(map(len, images))
+            found = self._texts[key] = _Kept(Rendered(ids, images), size)
+            self._text_bytes += size
             while len(self._texts) > _TEXT_CACHE_ENTRIES or self._text_bytes > _TEXT_CACHE_BYTES:
                 _, oldest = self._texts.popitem(last=False)
-                self._text_bytes -= sum(map(len, oldest.images))
-        return Rendered(list(found.ids), found.images)
+                self._text_bytes -= oldest.size
+        return Rendered(list(found.rendered.ids), found.rendered.images)
 
     def _template_text(
         self, messages: list[Message], tools: Sequence[dict[str, Any]], generate: bool

@@ -159,6 +159,14 @@ class Registry:
         number = self.seen().champion
         return None if number is None else self.version(number)
 
+    def champion_run(self) -> str | None:
+        """Id of the run that evaluated the version that serves; None where there is none."""
+        number = self.seen().champion
+        if number is None:
+            return None
+        version = self._connection.request(lambda c: c.get_model_version(self.name, number))
+        return str(version.run_id)
+
     def version(self, number: str) -> RegisteredVersion:
         """A version, with its scores.
 

@@ -31,6 +31,7 @@ class Admission:
     def __init__(self, places: int, queue: int) -> None:
         self._places = places
         self._queue = queue
+        self._present: Counter[str] = Counter()  # those who still send their body included
         self._running: Counter[str] = Counter()
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         self._served: dict[str, int] = {}  # when a caller last got a place
@@ -38,29 +39,51 @@ class Admission:
         self._rates: dict[str, _Rate] = {}
         self._seconds = 1.0  # what an answer takes, a moving average
 
-    def admit(self, caller: ApiKey) -> None:
-        """Count a request that begins, and turn away one that would get no place if it came now.
+    @contextmanager
+    def admit(self, caller: ApiKey) -> Iterator[None]:
+        """Count a request from its beginning until the block ends.
+
+        One that would get no place if it came now is turned away.
 
         Raises:
             RequestError: 429, with the seconds after which to come again.
         """
-        self._check_concurrency(caller)
-        self.charge(caller)
+        name = caller.name
+        if caller.concurrent is not None and self._present[name] >= caller.concurrent:
+            message = f"this key may have {caller.concurrent} requests at a time"
+            raise refused(message, "concurrency_limit_exceeded", self._seconds)
+        self._charge(caller, 1, 1)
         if self._is_full:
-            self._crowded_out(caller.name)
+            self._crowded_out(name)
+        self._present[name] += 1
+        try:
+            yield
+        finally:
+            self._present[name] -= 1
+            self._present += Counter()  # drops those who have none left
 
-    def charge(self, caller: ApiKey, requests: int = 1) -> None:
-        """Count requests against the caller's rate.
+    def charge(self, caller: ApiKey, further: int) -> None:
+        """Count the further requests that an admitted one carries against the caller's rate.
 
         Raises:
-            RequestError: 429, with the seconds after which to come again.
+            RequestError: 429, with the seconds after which to come again; 400 where they are more
+                than the caller may ever send at once.
         """
+        self._charge(caller, further, further + 1)
+
+    def _charge(self, caller: ApiKey, requests: int, whole: int) -> None:
+        """Count requests; who comes again needs room for the `whole`."""
         if caller.requests_per_minute is None:
             return
+        if whole > caller.requests_per_minute:
+            raise RequestError(
+                f"this key may send {caller.requests_per_minute} requests a minute, and these are "
+                f"{whole} at once; send fewer"
+            )
         rate = self._rates.get(caller.name)
         if rate is None or rate.per_minute != caller.requests_per_minute:
             rate = self._rates[caller.name] = _Rate(caller.requests_per_minute)
-        wait = rate.take(requests)
+        wait = rate.take(requests, whole)
         if wait:
             message = f"this key may send {caller.requests_per_minute} requests a minute"
             raise refused(message, "rate_limit_exceeded", wait)
@@ -72,7 +95,6 @@ class Admission:
         Raises:
             RequestError: 429, with the seconds after which to come again.
         """
-        self._check_concurrency(caller)
         if self._free and not self._lines:
             self._give(caller.name)
         else:
@@ -103,11 +125,6 @@ class Admission:
     def _load(self, name: str) -> int:
         return self._running[name] + len(self._lines.get(name, ()))
 
-    def _check_concurrency(self, caller: ApiKey) -> None:
-        if caller.concurrent is not None and self._load(caller.name) >= caller.concurrent:
-            message = f"this key may have {caller.concurrent} requests at a time"
-            raise refused(message, "concurrency_limit_exceeded", self._seconds)
-
     async def _wait(self, name: str) -> None:
         if self._is_full:
             self._make_room(name)
@@ -133,10 +150,10 @@ class Admission:
 
     def _make_room(self, name: str) -> None:
         most = self._crowded_out(name)
-        full = self._no_room()
         newest = self._lines[most][-1]
+        if not newest.done():  # else it has just been cancelled, and makes room all the same
+            newest.set_exception(self._no_room())
         self._leave(most, newest)
-        newest.set_exception(full)
 
     def _no_room(self) -> RequestError:
         seconds = self._seconds * (self._waiting + 1) / self._places
@@ -171,15 +188,15 @@ class _Rate:
         self._tokens = float(per_minute)
         self._at = time.monotonic()
 
-    def take(self, tokens: int) -> float:
-        """Take so many tokens; 0, or the seconds until there are as many."""
+    def take(self, tokens: int, wanted: int) -> float:
+        """Take so many tokens; 0, or, with fewer, the seconds until there are `wanted`."""
         now = time.monotonic()
         filled = self._tokens + (now - self._at) * self.per_minute / 60
         self._tokens, self._at = min(float(self.per_minute), filled), now
         if self._tokens >= tokens:
             self._tokens -= tokens
             return 0.0
-        return (tokens - self._tokens) * 60 / self.per_minute
+        return (wanted - self._tokens) * 60 / self.per_minute
 
 
 class Bodies:

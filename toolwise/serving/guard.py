@@ -24,7 +24,7 @@ from toolwise.serving.admission import Admission, Bodies, Body, refused
 from toolwise.serving.failures import Failed, describe_error
 from toolwise.serving.keys import ANYONE, ApiKey, KeyFile
 from toolwise.serving.openai_api import MAX_IMAGES, RequestError
-from toolwise.serving.settings import ServingSettings
+from toolwise.serving.settings import SENDING_SECONDS, ServingSettings
 from toolwise.serving.telemetry import REFUSED
 
 MAX_BODY_BYTES = 64 * 2**20
@@ -36,8 +36,6 @@ ALL_BODIES_BYTES = 512 * 2**20
 """What the bodies of all requests under way may hold together, those that wait included."""
 BODY_SECONDS = 30.0
 """How long a client may take to send its request."""
-SENDING_SECONDS = 5.0
-"""How long a client may take to read the end of an answer that is out of time."""
 MAX_INSTANCES = 32
 """Chat requests in one request of KServe's v1 protocol."""
 
@@ -58,7 +56,7 @@ class Arrival:
         deadline: when it must be answered (monotonic clock).
         id: what replies and traces call it.
         charge: counts further requests that it carries against its key's rate; raises
-            `RequestError`, 429, where that is used up.
+            `RequestError`, 429, where that is used up, and 400 where it never has so many.
     """
 
     caller: str
@@ -133,8 +131,7 @@ class Guard:
         if scope["path"] not in _CHAT and not _PREDICT.fullmatch(scope["path"]):
             raise RequestError(f"there is no POST {scope['path']} here", status=404)
         # Before the body is read: whoever is turned away must not fill the memory first.
-        self._admission.admit(caller)
-        with self._bodies.of(caller) as held:
+        with self._admission.admit(caller), self._bodies.of(caller) as held:
             body = await _read_body(scope, receive, held)
             self._check_text(body)
             answering = asyncio.create_task(

@@ -20,7 +20,7 @@ from toolwise.errors import InputError
 from toolwise.kubernetes.environment import secret_variable
 from toolwise.kubernetes.pod_security import USER, restricted_container, restricted_pod
 from toolwise.serving.cluster import ClusterSettings
-from toolwise.serving.settings import ServingSettings
+from toolwise.serving.settings import SENDING_SECONDS, ServingSettings
 from toolwise.storage import S3_KEYS, S3_REGION
 from toolwise.tools.sandbox import SANDBOX_VARIABLE, Isolation
 
@@ -142,7 +142,8 @@ def _agent(
     return V1beta1TransformerSpec(
         min_replicas=cluster.replicas[0],
         max_replicas=cluster.replicas[1],
-        timeout=serving.request_seconds,
+        # The gateway's too: the agent's own word of a request out of time has to come first.
+        timeout=serving.request_seconds + SENDING_SECONDS,
         termination_grace_period_seconds=(
             _UNROUTED_SECONDS + serving.request_seconds + _SHUTDOWN_SECONDS
         ),

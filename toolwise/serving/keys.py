@@ -32,7 +32,7 @@ class ApiKey(BaseModel):
         name: what logs, traces and metrics call it.
         key: the secret, sent as `Authorization: Bearer …`.
         requests_per_minute: requests let in on average; as many may come at once.
-        concurrent: requests being answered or waiting at a time.
+        concurrent: requests at a time: being sent, waiting, or being answered.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

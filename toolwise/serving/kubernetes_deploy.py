@@ -27,6 +27,10 @@ Told = Callable[[str], None]
 """Hears what is going on, at every look why the service is not ready yet."""
 
 
+class _Overtaken(BackendError):
+    """Somebody else has deployed meanwhile: what stands is not this deployment's to try or undo."""
+
+
 def deploy_checkpoint(
     model: Path,
     corpus: Path,
@@ -34,6 +38,7 @@ def deploy_checkpoint(
     cluster: ClusterSettings,
     attempt: Callable[[Endpoint], None],
     told: Told,
+    still_wanted: Callable[[], None] = lambda: None,
 ) -> Endpoint:
     """Publish a checkpoint for KServe to fetch, and deploy the agent in front of it.
 
@@ -44,6 +49,8 @@ def deploy_checkpoint(
         cluster: where it runs.
         attempt: see `deploy_on_cluster`, as for what is raised.
         told: hears what it waits for.
+        still_wanted: asked once the weights are published; what it raises ends the deployment
+            before anything has changed.
     """
     services = InferenceServices(cluster.namespace)
     told(f"publishing the weights under {cluster.models}")
@@ -52,6 +59,7 @@ def deploy_checkpoint(
     if corpus.stat().st_size > 0:
         corpus_uri = _published(corpus, f"{cluster.models}/corpora", ".jsonl")
     manifest = inference_service(serving, cluster, model_uri, corpus_uri)
+    still_wanted()
     return deploy_on_cluster(
         manifest, services, attempt, ready_seconds=cluster.ready_seconds, told=told
     )
@@ -77,6 +85,9 @@ def deploy_on_cluster(
     A manifest whose attempt passes is recorded in the cluster; that one is put back, whatever a
     deployment that was killed has left behind. Without a record it is what was there before.
 
+    Where somebody else deploys meanwhile, theirs stays: this deployment fails, records nothing and
+    puts nothing back.
+
     Args:
         manifest: what to apply.
         services: where.
@@ -91,34 +102,50 @@ def deploy_on_cluster(
         InputError: the manifest is refused, or fields of it belong to somebody else; nothing has
             changed.
         BackendError: the service did not become ready, or the attempt failed; says why, and that
-            the one before is back.
+            the one before is back. Or somebody else has deployed meanwhile.
     """
     name = manifest["metadata"]["name"]
     told = told or (lambda _: None)
-    before, proven = services.get(name), services.proven(name)
     # Asked before anything changes, also lest the account may not.
+    before, _ = services.get(name), services.proven(name)
     stale = _stamp(before, services.deployments(name))
     after = services.apply(manifest)
     try:
         ready = _wait(
             services,
-            name,
+            after,
             stale if _differ(before, after) else None,
             ready_seconds,
             told,
             new_pods=_new_pods(before, after),
         )
         attempt(Endpoint(f"{_address(ready)}/openai/v1", name))
+        _found(services, after)  # lest somebody else's pods have given the answers
+    except _Overtaken:
+        raise
     except Exception as error:
-        undone = _put_back(services, name, before, proven, ready_seconds, told)
+        undone = _put_back(services, before, after, ready_seconds, told)
         raise BackendError(f"InferenceService {name} does not work: {error}\n{undone}") from error
     services.record_proven(manifest)
     return Endpoint(f"{_url(ready)}/openai/v1", name)
 
 
+def _found(services: InferenceServices, applied: Object) -> Object:
+    """The object as it is now; raises `BackendError` where it is no longer what was applied."""
+    name = applied["metadata"]["name"]
+    found = services.get(name)
+    if found is None:
+        raise BackendError(f"it was deleted from namespace {services.namespace} meanwhile")
+    if _revision(found) != _revision(applied):
+        raise _Overtaken(
+            f"somebody else has deployed InferenceService {name} meanwhile; theirs stays as it is"
+        )
+    return found
+
+
 def _wait(
     services: InferenceServices,
-    name: str,
+    applied: Object,
     stale: Any,
     ready_seconds: float,
     told: Told,
@@ -129,17 +156,15 @@ def _wait(
 
     Args:
         services: where it is.
-        name: its name.
+        applied: the object as the apply has left it.
         stale: `_stamp` of the status before an update; None where there was none.
         ready_seconds: how long to wait.
         told: hears what for.
         new_pods: the update has to change the pods' templates, where there are Deployments.
     """
-    started = monotonic()
+    name, started = applied["metadata"]["name"], monotonic()
     while True:
-        found = services.get(name)
-        if found is None:
-            raise BackendError(f"it was deleted from namespace {services.namespace} meanwhile")
+        found = _found(services, applied)
         waited = monotonic() - started
         why = _why_not_ready(found)
         if why is None:
@@ -163,28 +188,32 @@ def _wait(
 
 def _put_back(
     services: InferenceServices,
-    name: str,
     before: Object | None,
-    proven: Object | None,
+    applied: Object,
     ready_seconds: float,
     told: Told,
 ) -> str:
     """Undo a deployment; says in words how that went."""
+    name = applied["metadata"]["name"]
     try:
+        failed = services.get(name)
+        if failed is not None and _revision(failed) != _revision(applied):
+            return "Somebody else has deployed meanwhile: nothing is undone."
         if before is None:
             services.delete(name)
             return "There was none before it; it has been deleted."
+        # Asked now: the deployment before may have finished after this one had begun.
+        proven = services.proven(name)
         manifest = proven or applied_fields(before)
         if manifest is None:
             return (
                 "The one before was not deployed by Toolwise and cannot be put back: what this "
                 "deployment has set stands."
             )
-        failed = services.get(name)
         stale = _stamp(failed, services.deployments(name))
-        services.apply(manifest)
+        restored = services.apply(manifest)
         told("putting the previous revision back")
-        _wait(services, name, stale, ready_seconds, told)
+        _wait(services, restored, stale, ready_seconds, told)
     except ToolwiseError as error:
         return f"Putting the previous revision back failed as well: {error}"
     unknown = "" if proven else " No deployment of it is known to have passed its questions."
@@ -261,9 +290,18 @@ def _stamp(found: Object | None, deployments: dict[str, Object]) -> Any:
     return ready.get("lastTransitionTime"), created
 
 
+def _revision(found: Object) -> Any:
+    """What every change of the spec changes, and nothing else.
+
+    KServe writes status and finalizers alone. An annotation of ours would not do: KServe copies
+    those to the pods, so that each deployment would replace them.
+    """
+    return found["metadata"]["uid"], found["metadata"]["generation"]
+
+
 def _differ(before: Object | None, after: Object) -> bool:
     """Whether an apply has changed the spec."""
-    return before is None or before["metadata"]["generation"] != after["metadata"]["generation"]
+    return before is None or _revision(before) != _revision(after)
 
 
 def _new_pods(before: Object | None, after: Object) -> bool:

@@ -14,6 +14,9 @@ from toolwise.tools.search.settings import SearchSettings
 KEY_VARIABLE = "TOOLWISE_API_KEY"
 """Environment variable with the API key to ask with, for an endpoint that wants one."""
 
+SENDING_SECONDS = 5
+"""How long a client may take to read the end of an answer that is out of time."""
+
 
 class ServingSettings(BaseModel):
     """Settings of one endpoint; each field's text is also the help of its option."""

@@ -22,6 +22,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _tracer = trace.get_tracer("toolwise")  # of the provider that is set later
 
 TOOL_CALLS = Counter("toolwise_tool_calls", "Tool calls made.", ["tool"])
+ANSWERS = Counter("toolwise_answers", "Answers, one for each choice of a request.", ["tools"])
 ABSTAINED = Counter("toolwise_abstained", "Answers without a call though tools were offered.")
 FAILURES = Counter("toolwise_backend_failures", "Requests ended by a model or tool backend.")
 REFUSED = Counter("toolwise_refused", "Requests turned away (401, 429).", ["reason"])
@@ -109,7 +110,8 @@ class RequestTrace:
         )
 
     def answered(self, rollout: Rollout, tools_offered: bool) -> None:
-        """The request has its answer."""
+        """The request has an answer: one for each of its choices."""
+        ANSWERS.labels(_offered(tools_offered)).inc()
         if tools_offered and rollout.tool_calls == 0:
             ABSTAINED.inc()
         self._span.set_attributes(
@@ -124,6 +126,11 @@ class RequestTrace:
         start = end - int(seconds * 1e9)
         span = _tracer.start_span(name, self._context, attributes=attributes, start_time=start)
         span.end(end)
+
+
+def _offered(tools: bool) -> str:
+    """The label `tools`, in the words of a request's field of that name."""
+    return "auto" if tools else "none"
 
 
 @contextmanager
@@ -144,7 +151,7 @@ def trace_request(
         caller: name of the API key.
     """
     started = time.perf_counter()
-    tools, outcome = "auto" if tools_offered else "none", "failed"
+    tools, outcome = _offered(tools_offered), "failed"
     with _tracer.start_as_current_span(
         "invoke_agent",
         propagate.extract(dict(headers)),

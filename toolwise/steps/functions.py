@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,14 @@ from toolwise.errors import InputError
 from toolwise.events import EventSink
 from toolwise.steps.alarm import TrainingLog
 from toolwise.steps.lineage import linked
-from toolwise.steps.running import FinishedStep, Step, experiment_name, perform, pipeline_run
+from toolwise.steps.running import (
+    RUN_VARIABLE,
+    FinishedStep,
+    Step,
+    experiment_name,
+    perform,
+    pipeline_run,
+)
 from toolwise.steps.training import Outputs, training
 
 if TYPE_CHECKING:
@@ -284,9 +292,30 @@ def deploy(step: Step) -> Outputs:
             settings.cluster,
             attempt,
             told=lambda why: step.events.progress(0, 1, why),
+            still_wanted=lambda: _check_champion(step.path("evaluation")),
         )
     step.run.artifact(answers)
     return {"endpoint": answers}
+
+
+def _check_champion(evaluation: Path) -> None:
+    """Refuse a version that a pipeline run has promoted and that is champion no more.
+
+    By hand any checkpoint may be deployed.
+    """
+    from toolwise.promotion.registry import Registry
+    from toolwise.tracking import Connection
+
+    ours = evaluation_run(evaluation)
+    if ours is None or RUN_VARIABLE not in os.environ:
+        return
+    name = experiment_name()
+    champion = Registry(name, Connection()).champion_run()
+    if champion not in (None, ours):
+        raise InputError(
+            f"what this run has promoted is no longer the champion of {name}: another version has "
+            "become it meanwhile, and is for its own run to deploy. Nothing has changed"
+        )
 
 
 def _point(link: Path, target: Path) -> None:
