@@ -114,6 +114,7 @@ class Placement:
             memory=kubeflow.memory,
             secret=kubeflow.secret,
             secret_keys=secret_keys(self._profile),
+            image_pull_secret=kubeflow.image_pull_secret,
             node_selector=kubeflow.node_selector,
             tolerations=kubeflow.tolerations,
             vllm_image=kubeflow.vllm_image,
