@@ -47,7 +47,7 @@ class Placement:
         task.set_caching_options(cached)
         if kubeflow is None:
             return task
-        self._prepare(task, kubeflow, kubeflow.operator_image or kubeflow.image)
+        self._prepare(task, kubeflow, kubeflow.operator_image)
         _limit(task, LIGHT_CPU, LIGHT_MEMORY)
         # A pod may be evicted, and an endpoint be away for a while.
         if retried:
@@ -114,6 +114,7 @@ class Placement:
             memory=kubeflow.memory,
             secret=kubeflow.secret,
             secret_keys=secret_keys(self._profile),
+            image_pull_secret=kubeflow.image_pull_secret,
             node_selector=kubeflow.node_selector,
             tolerations=kubeflow.tolerations,
             vllm_image=kubeflow.vllm_image,

@@ -18,7 +18,7 @@ from pipelines.submission.authentication import credentials
 from pipelines.submission.following import Follower, in_sight
 from pipelines.submission.places import places
 from pipelines.submission.pod_logs import PodLogs
-from pipelines.submission.server import NAMESPACE, find_server
+from pipelines.submission.server import find_server, server_namespace
 from toolwise.errors import InputError
 from toolwise.profile import KubeflowSettings, Profile
 
@@ -66,7 +66,7 @@ def run_namespace(profile: Profile, multi_user: bool) -> str:
         multi_user: whether the server has several.
     """
     chosen = os.environ.get("KFP_NAMESPACE")
-    return chosen or (kubeflow_of(profile).namespace if multi_user else NAMESPACE)
+    return chosen or (kubeflow_of(profile).namespace if multi_user else server_namespace())
 
 
 def submit_pipeline(profile: Profile, seed: int, api: PipelinesApi, plan: Plan) -> Submitted:

@@ -78,7 +78,7 @@ class KubeflowSettings(BaseModel):
 
     Args:
         image: image of the steps that run a model, with its tag.
-        operator_image: image of the other steps, without torch; by default the same.
+        operator_image: image of the other steps, with KServe's client and without torch.
         image_pull_secret: Kubernetes secret that pulls the images, where the registry asks for one.
         namespace: where the pods run on a server with several users; one for a single user runs
             them where it is itself.
@@ -109,7 +109,7 @@ class KubeflowSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: ImageName
-    operator_image: ImageName | None = None
+    operator_image: ImageName
     image_pull_secret: Name | None = None
     namespace: Namespace = "toolwise"
     service_account: Name | None = None

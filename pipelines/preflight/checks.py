@@ -15,7 +15,7 @@ from pipelines.preflight.cluster import Cluster, Unanswered
 from pipelines.preflight.finding import Finding
 from pipelines.preflight.images import Image, Login, logins_of, look_up
 from pipelines.preflight.nodes import Node
-from pipelines.submission.server import NAMESPACE as KUBEFLOW
+from pipelines.submission.server import server_namespace
 from toolwise.profile import REGISTRY, KubeflowSettings, Profile
 from toolwise.storage import S3_KEYS
 from toolwise.training.launcher.trainjob import GROUP, RUNTIME, VERSION
@@ -110,7 +110,7 @@ class Checks:
             several_users = self.cluster.has_resource("kubeflow.org/v1", "profiles")
         except Unanswered:
             several_users = True
-        return self.kubeflow.namespace if several_users else KUBEFLOW
+        return self.kubeflow.namespace if several_users else server_namespace()
 
     def namespaces(self) -> Iterator[Finding]:
         """Where pods run and where the model is served."""

@@ -90,7 +90,7 @@ def find_server(host: str | None) -> Iterator[Server]:
     if host:
         yield Server(host.rstrip("/"), "KFP_HOST")
     elif os.environ.get("KUBERNETES_SERVICE_HOST"):
-        address = f"http://ml-pipeline.{_namespace()}.svc.cluster.local:8888"
+        address = f"http://ml-pipeline.{server_namespace()}.svc.cluster.local:8888"
         yield Server(address, "in this cluster", has_ui=False)
     elif shutil.which("kubectl"):
         with _ended_by_signals():
@@ -113,12 +113,13 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def _namespace() -> str:
+def server_namespace() -> str:
+    """Where the server is, and where one for a single user runs its pods."""
     return os.environ.get("KFP_SERVER_NAMESPACE") or NAMESPACE
 
 
 def _forward_command() -> list[str]:
-    return ["kubectl", "port-forward", "--namespace", _namespace(), "service/ml-pipeline-ui"]
+    return ["kubectl", "port-forward", "--namespace", server_namespace(), "service/ml-pipeline-ui"]
 
 
 def _forward() -> tuple[str, subprocess.Popen[str]]:

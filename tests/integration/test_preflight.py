@@ -79,7 +79,8 @@ def everything(address: str) -> World:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterServer]:
     started = ClusterServer(World())
     monkeypatch.setenv("KUBECONFIG", str(started.kubeconfig(tmp_path / "kubeconfig")))
-    monkeypatch.delenv("KFP_NAMESPACE", raising=False)
+    for name in ("KFP_NAMESPACE", "KFP_SERVER_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
     yield started
     started.close()
 
@@ -373,12 +374,17 @@ def test_gpus_are_counted_on_the_nodes_the_profile_chooses(server: ClusterServer
     assert list(found) == ["1 × 8 nvidia.com/gpu"]
 
 
-def test_a_server_for_one_user_runs_its_pods_where_it_is_itself(server: ClusterServer):
+@pytest.mark.parametrize("namespace", ["kubeflow", "pipelines"])
+def test_a_server_for_one_user_runs_its_pods_where_it_is_itself(
+    namespace: str, server: ClusterServer, monkeypatch: pytest.MonkeyPatch
+):
+    if namespace != "kubeflow":
+        monkeypatch.setenv("KFP_SERVER_NAMESPACE", namespace)
     server.world.__dict__.update(everything(server.address).__dict__)
     del server.world.resources["kubeflow.org/v1"]
     found = lacking(check(profile_at(server)))
-    assert "secret toolwise-storage in kubeflow" in found
-    assert "service account toolwise-pipeline in kubeflow" in found
+    assert f"secret toolwise-storage in {namespace}" in found
+    assert f"service account toolwise-pipeline in {namespace}" in found
 
 
 def test_a_registry_that_asks_for_a_login_gets_the_pull_secrets(server: ClusterServer):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -315,6 +317,19 @@ class TestTheSandboxItself:
         own_sandbox.open([]).call("1")
         send(signal.SIGKILL, descendants())
         assert own_sandbox.open([]).call("print('here')").text == "here"
+
+    def test_a_worker_starts_while_more_than_a_thousand_files_are_open(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < 2048 and hard != resource.RLIM_INFINITY:
+            pytest.skip("2,048 files cannot be opened here")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+        with contextlib.ExitStack() as opened:
+            opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            while opened.enter_context(Path(os.devnull).open()).fileno() < 1024:
+                pass
+            pool = LocalSandbox(workers=1, limits=LIMITS)
+            opened.callback(pool.close)
+            assert pool.open([]).call("print('here')").text == "here"
 
     def test_code_under_which_a_worker_died_is_handed_to_no_other(self) -> None:
         """It may be why: the next worker's sessions must not pay for it too."""

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
+from typing import Any
 
 import httpx
 import pytest
@@ -24,13 +25,13 @@ from sandbox_tools import descendants, eventually, picture, png
 from toolwise.data import decode_image
 from toolwise.errors import BackendError, InputError
 from toolwise.tools.python import PythonTool
-from toolwise.tools.sandbox import Isolation, open_sandbox
+from toolwise.tools.sandbox import Isolation, open_sandbox, remote
 from toolwise.tools.sandbox.remote import RemoteSession
 from toolwise.tools.server import reported_isolation
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing")
 
-
+ADDRESSES = ["127.0.0.1", "127.0.0.2"]
 ON_THE_SERVER = {
     "a file of the host",
     "the environment of a process of the host",
@@ -49,13 +50,16 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def start(port: int, isolation: str = "bubblewrap") -> subprocess.Popen[bytes]:
-    arguments = ["--port", str(port), "--isolation", isolation, "--workers", "1"]
-    server = subprocess.Popen([sys.executable, "-m", "toolwise.tools.server", *arguments])
+def start(
+    port: int, isolation: str = "bubblewrap", host: str = "127.0.0.1", sessions: int = 1024
+) -> subprocess.Popen[bytes]:
+    program = f"from toolwise.tools import server; server.MAX_SESSIONS = {sessions}; server.main()"
+    arguments = ["--host", host, "--port", str(port), "--isolation", isolation, "--workers", "1"]
+    server = subprocess.Popen([sys.executable, "-c", program, *arguments])
 
     def healthy() -> bool:
         try:
-            return httpx.get(f"http://127.0.0.1:{port}/health").is_success
+            return httpx.get(f"http://{host}:{port}/health").is_success
         except httpx.TransportError:
             return False
 
@@ -74,6 +78,92 @@ def url() -> Iterator[str]:
     server = start(port)
     yield f"http://127.0.0.1:{port}"
     stop(server)
+
+
+@pytest.fixture
+def port_of_two(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A port at both addresses of the name `sandbox.test`."""
+    look_up = socket.getaddrinfo
+
+    def both(host: Any, *arguments: Any, **options: Any) -> list[Any]:
+        hosts = ADDRESSES if host == "sandbox.test" else [host]
+        return [found for one in hosts for found in look_up(one, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    return free_port()
+
+
+def open_at(port: int) -> list[int]:
+    """The sessions at each of the two addresses."""
+    return [httpx.get(f"http://{host}:{port}/health").json()["sessions"] for host in ADDRESSES]
+
+
+def test_sessions_are_spread_over_a_names_addresses_and_stay(port_of_two: int) -> None:
+    servers = [start(port_of_two, host=host) for host in ADDRESSES]
+    sandbox = open_sandbox("bubblewrap", url=f"http://sandbox.test:{port_of_two}/")
+    sessions = [sandbox.open([]) for _ in range(6)]
+    for number, session in enumerate(sessions):
+        session.call(f"x = {number}")
+    assert open_at(port_of_two) == [3, 3]
+    assert [session.call("print(x)").text for session in sessions] == list("012345")
+    for session in sessions:
+        session.close()
+    assert eventually(lambda: open_at(port_of_two) == [0, 0])
+    sandbox.close()
+    for server in servers:
+        stop(server)
+
+
+def test_an_address_that_is_full_or_away_is_passed_over(
+    port_of_two: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    servers = [
+        start(port_of_two, host=host, sessions=room)
+        for host, room in zip(ADDRESSES, (1, 3), strict=True)
+    ]
+    sandbox = open_sandbox("bubblewrap", url=f"http://sandbox.test:{port_of_two}")
+    sessions = [sandbox.open([]) for _ in range(4)]
+    for session in sessions:
+        session.call("1")
+    assert open_at(port_of_two) == [1, 3]
+    late = sandbox.open([])
+    with monkeypatch.context() as patience:
+        patience.setattr(remote, "FULL_SECONDS", 0.0)
+        with pytest.raises(BackendError, match="sessions of the sandbox server are taken"):
+            late.call("1")
+    refused, given_up = Event(), remote._given_up
+    monkeypatch.setattr(remote, "_given_up", lambda state: refused.set() or given_up(state))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(late.call, "print('in')")
+        assert refused.wait(60)
+        for session in sessions:
+            session.close()
+        assert waiting.result(60).text == "in"
+    late.close()
+    stop(servers[0])
+    for _ in range(2):
+        assert sandbox.open([]).call("print('here')").text == "here"
+    sandbox.close()
+    stop(servers[1])
+
+
+def test_no_session_is_made_at_an_address_that_isolates_too_little(port_of_two: int) -> None:
+    levels = ("bubblewrap", "none")
+    servers = [
+        start(port_of_two, level, host) for host, level in zip(ADDRESSES, levels, strict=True)
+    ]
+
+    def two_sessions() -> None:
+        sandbox = open_sandbox("bubblewrap", url=f"http://sandbox.test:{port_of_two}")
+        for _ in range(2):
+            sandbox.open([]).call("1")
+
+    with pytest.raises(BackendError, match=r"isolates by 'none'"):
+        two_sessions()
+    assert open_at(port_of_two)[1] == 0
+    for server in servers:
+        stop(server)
 
 
 def test_a_session_on_the_server_is_like_one_here(url: str) -> None:

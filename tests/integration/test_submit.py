@@ -24,7 +24,7 @@ from pipelines.submission.api import NotSignedIn, PipelinesApi, ServerAway
 from pipelines.submission.authentication import Cookie, credentials
 from pipelines.submission.places import mlflow_page
 from pipelines.submission.server import Server, find_server
-from pipelines.submit import open_server, submit_pipeline
+from pipelines.submit import open_server, run_namespace, submit_pipeline
 from toolwise import tracking
 from toolwise.cli import app
 from toolwise.errors import BackendError, InputError
@@ -60,6 +60,15 @@ def serve() -> Iterator[Serve]:
 @pytest.fixture(scope="module")
 def profile():
     return load_profile("qwen3-vl-8b")
+
+
+def test_a_run_is_looked_for_where_a_server_for_one_user_is(profile, monkeypatch):
+    assert run_namespace(profile, False) == "kubeflow"
+    monkeypatch.setenv("KFP_SERVER_NAMESPACE", "pipelines")
+    assert run_namespace(profile, False) == "pipelines"
+    assert run_namespace(profile, True) == "toolwise"
+    monkeypatch.setenv("KFP_NAMESPACE", "mine")
+    assert run_namespace(profile, False) == "mine"
 
 
 def test_a_new_pipeline_is_uploaded_and_run_with_the_seed(serve: Serve, profile):

@@ -13,6 +13,7 @@ import boto3
 import pytest
 import torch
 from kubeflow_trainer_api import models
+from kubernetes import client as k8s
 from kubernetes_server import DEPLOYMENTS, JOBS, RUNNING, SERVICES, KubernetesServer, condition
 from kubernetes_server import Cluster as Kubernetes
 from mlflow.tracking import MlflowClient
@@ -128,6 +129,20 @@ def test_its_pods_run_on_the_profiles_nodes() -> None:
     assert "runtimePatches" not in a_job(node_selector={}, tolerations=()).to_dict()["spec"]
 
 
+def test_its_images_and_its_servers_are_pulled_with_the_profiles_secret() -> None:
+    job = a_job(image_pull_secret="registry", node_selector={}, tolerations=()).to_dict()
+    assert [*schema_faults(job)] == []
+    [patch] = job["spec"]["runtimePatches"]
+    [nodes] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = nodes["template"]["spec"]["template"]["spec"]
+    assert pod == {"imagePullSecrets": [{"name": "registry"}]}
+    owner = job | {"metadata": job["metadata"] | {"uid": "uid-0"}}
+    cluster = CLUSTER.model_copy(update={"image_pull_secret": "registry"})
+    deployment, _ = server_objects("train-hdpo-0", owner, "s3://model", HARDWARE, cluster)
+    made = k8s.ApiClient().sanitize_for_serialization(deployment)
+    assert made["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+
+
 def test_the_name_is_the_works_own() -> None:
     one, same, other = (job_name("train-sft", {"seed": seed}) for seed in (1, 1, 2))
     assert one == same != other
@@ -140,8 +155,6 @@ def test_a_server_beside_it_is_told_to_the_trainers_and_goes_with_the_job() -> N
     told = {"name": "TOOLWISE_VLLM_SERVER", "value": "http://train-hdpo-0-vllm:8000"}
     assert told in job["spec"]["trainer"]["env"]
     owner = job | {"metadata": job["metadata"] | {"uid": "uid-0"}}
-    from kubernetes import client as k8s
-
     deployment, service = (
         k8s.ApiClient().sanitize_for_serialization(made)
         for made in server_objects("train-hdpo-0", owner, WORK.inputs["model"], HARDWARE, CLUSTER)

@@ -96,7 +96,7 @@ def test_the_defaults_lint_as_well() -> None:
         ("_pods.tpl", "runAsNonRoot: true", "runAsNonroot: true"),
         ("_pods.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false"),
         ("mlflow.yaml", "targetPort: http", "targetPort: htp"),
-        ("sandbox.yaml", "sessionAffinity: ClientIP", "sesionAffinity: ClientIP"),
+        ("sandbox.yaml", "clusterIP: None", "clusterIp: None"),
         ("accounts.yaml", '"sandbox" -', '"sandbx" -'),
         ("agent.yaml", "storageUri:", "storageURI:"),
         ("disruption.yaml", "maxUnavailable: 1", "maxUnavailible: 1"),

@@ -359,16 +359,18 @@ def test_no_evaluation_has_more_processes_than_gpus(name: str):
     assert profile.evaluate.processes <= profile.kubeflow.accelerators
 
 
-def test_a_training_hands_its_nodes_on_to_the_trainjob(tmp_path: Path):
+def test_a_training_hands_its_nodes_and_pull_secret_on_to_the_trainjob(tmp_path: Path):
     profile = load_profile("qwen3-vl-8b").model_dump(mode="json")
     tolerated = {"key": "nvidia.com/gpu", "effect": "NoSchedule"}
     profile["kubeflow"] |= {"node_selector": {"gpu": "h100"}, "tolerations": [tolerated]}
+    profile["kubeflow"]["image_pull_secret"] = "registry"
     compile_pipeline(Profile.model_validate(profile), tmp_path / "changed.yaml")
     documents = list(yaml.safe_load_all((tmp_path / "changed.yaml").read_text()))
     told = variables(executors(documents[0])["train-hdpo"])[CLUSTER_VARIABLE]
     cluster = Cluster.model_validate_json(told)
     assert cluster.node_selector == {"gpu": "h100"}
     assert cluster.tolerations == (Toleration(key="nvidia.com/gpu", effect="NoSchedule"),)
+    assert cluster.image_pull_secret == "registry"
     # The pod that follows it needs no GPU, so it runs anywhere.
     assert "nodeSelector" not in pods(documents)["train-hdpo"]
 

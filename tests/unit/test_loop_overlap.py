@@ -1,4 +1,4 @@
-"""Tools run while other conversations are still writing."""
+"""Tools run, and sessions end, while other conversations are still writing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Bell:
     name, schema = "bell", SCHEMA
 
     def __init__(self) -> None:
-        self.rung = asyncio.Event()
+        self.rung, self.closed = asyncio.Event(), asyncio.Event()
 
     async def open(self, images: Sequence[bytes]) -> Bell:
         return self
@@ -30,7 +30,8 @@ class Bell:
         self.rung.set()
         return ToolResult("ding")
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        self.closed.set()
 
     async def aclose(self) -> None: ...
 
@@ -66,14 +67,38 @@ class Engine:
         raise NotImplementedError
 
 
-def test_a_call_runs_while_another_conversation_writes() -> None:
+class Patient(Engine):
+    """Both conversations call, and the second does not end before the first has given back."""
+
+    async def generate(self, indices: Sequence[int], sampling: Sampling) -> list[Turn]:
+        assert self.on_turn is not None
+        turns = []
+        for index in indices:
+            if index == 1 and self.heard:
+                await asyncio.wait_for(self.bell.closed.wait(), 10)
+            turns.append(Turn("<answer>1</answer>" if self.heard else CALL, "stop", 1, 1))
+            self.on_turn(index, turns[-1])
+        return turns
+
+
+def answered(engine: type[Engine]) -> list[int]:
+    """How often each of two conversations called."""
+
     async def answer() -> list[int]:
         bell = Bell()
         tasks = [
             Task(id=str(n), source="t", ability="math", question="?", answer=("1",)) for n in (0, 1)
         ]
-        rollouts = await run_agent(Engine(bell), tasks, [bell])
+        rollouts = await run_agent(engine(bell), tasks, [bell])
         assert [rollout.answer for rollout in rollouts] == ["1", "1"]
         return [rollout.tool_calls for rollout in rollouts]
 
-    assert asyncio.run(answer()) == [1, 0]
+    return asyncio.run(answer())
+
+
+def test_a_call_runs_while_another_conversation_writes() -> None:
+    assert answered(Engine) == [1, 0]
+
+
+def test_a_conversations_sessions_end_while_another_writes() -> None:
+    assert answered(Patient) == [1, 1]

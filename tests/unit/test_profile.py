@@ -107,6 +107,16 @@ def test_a_base_model_is_trained_or_fetched_not_both(written):
         load_profile(written(base={"train": {}, "checkpoint": "hf://a/b"}))
 
 
+@pytest.mark.parametrize("setting", ["image", "operator_image", "serving"])
+def test_a_profile_for_a_cluster_has_an_image_for_every_pod(tmp_path: Path, setting: str):
+    content = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    del content["kubeflow"][setting]
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=rf"kubeflow\.{setting}: is missing"):
+        load_profile(str(path))
+
+
 @pytest.mark.parametrize("text", ["- a\n- list\n", "just words", ""])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str):
     path = tmp_path / "p.yaml"

@@ -20,9 +20,12 @@ OPERATOR = (
     "toolwise.serving.deploy",
     "toolwise.serving.kubernetes_deploy",
     "toolwise.evaluation.metrics",
+    "toolwise.evaluation.runner",
     "toolwise.report",
     "toolwise.steps.fitting",
+    "toolwise.steps.node",
     "toolwise.training.launcher.estimate",
+    "toolwise.training.launcher.estimate_table",
     "toolwise.training.launcher.following",
     "toolwise.training.launcher.machine",
     "toolwise.training.launcher.trainjob",
@@ -42,6 +45,25 @@ AGENT = (
 
 def test_the_images_without_torch_can_import_what_they_run():
     ran = run_without(MODELS, f"import {', '.join(OPERATOR + AGENT)}")
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_training_is_followed_without_torch():
+    ran = run_without(
+        MODELS,
+        """
+from types import SimpleNamespace
+from toolwise.steps.alarm import TrainingLog
+
+logged, tags = [], []
+log = TrainingLog(SimpleNamespace(
+    log=lambda metrics, step: logged.append(step), tag=lambda name, said: tags.append(name)
+))
+log({"accuracy": 0.5, "missed_call_rate": 0.0, "collapse_alarm": 0.0}, 1)
+log({"accuracy": 0.1, "missed_call_rate": 0.4, "collapse_alarm": 1.0}, 2)
+assert (logged, tags) == ([1, 2], ["toolwise.collapse"])
+""",
+    )
     assert ran.returncode == 0, ran.stderr
 
 

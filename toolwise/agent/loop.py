@@ -140,17 +140,18 @@ async def run_agent(
     )
     open_ones = list(range(len(rollouts)))
     calling: dict[int, asyncio.Task[None]] = {}
+    closing: list[asyncio.Task[None]] = []
     turns_left = limits.max_turns
 
     def ended(index: int, turn: Turn) -> None:
         rollout = rollouts[index]
         parsed = _record_turn(rollout, turn, on_event)
-        if not parsed.calls or not tools or turn.finish_reason == "length":
-            return
-        if not turns_left:
+        if parsed.calls and tools and turn.finish_reason != "length":
+            if turns_left:
+                calling[index] = asyncio.create_task(toolbox.answer(rollout, parsed, batch))
+                return
             rollout.stop_reason = "max_turns"
-            return
-        calling[index] = asyncio.create_task(toolbox.answer(rollout, parsed, batch))
+        closing.append(asyncio.create_task(toolbox.close(index)))
 
     tells = isinstance(batch, TellsTurns)
     if isinstance(batch, TellsTurns):
@@ -169,7 +170,7 @@ async def run_agent(
         for call in calling.values():
             call.cancel()
         await asyncio.gather(*calling.values(), return_exceptions=True)
-        await toolbox.close()
+        await asyncio.gather(*closing, *map(toolbox.close, range(len(tasks))))
     if keep_tokens:
         for rollout in rollouts:
             rollout.tokens = batch.tokens(rollout.batch_index)
@@ -253,9 +254,11 @@ class _Toolbox:
                 f"Error: {error}", is_error=True, seconds=time.perf_counter() - started
             )
 
-    async def close(self) -> None:
-        """Close every session."""
-        await asyncio.gather(*(s.close() for opened in self.sessions for s in opened.values()))
+    async def close(self, index: int) -> None:
+        """Close the sessions of a rollout; safe to call twice."""
+        sessions = [*self.sessions[index].values()]
+        self.sessions[index].clear()
+        await asyncio.gather(*(session.close() for session in sessions))
 
 
 def _cut(result: ToolResult, limit: int) -> ToolResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from toolwise.tracking import Run
+from toolwise.training.alarm import ALARM, TAG, tag
 
 
 class TrainingLog:
@@ -16,8 +17,6 @@ class TrainingLog:
 
     def __call__(self, metrics: Mapping[str, float], step: int) -> None:
         """Log one step."""
-        from toolwise.training.hdpo.collapse import ALARM, TAG, tag
-
         self._run.log(metrics, step)
         alarmed = bool(metrics.get(ALARM))
         if alarmed and not self._alarmed:

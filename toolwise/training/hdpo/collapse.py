@@ -17,15 +17,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from toolwise.statistics import Interval, wilson_interval
-
-ALARM = "collapse_alarm"
-"""Metric of a step: 1 while calls and accuracy have collapsed, 0 otherwise."""
-
-MISSED = "missed_call_rate"
-"""Metric of a step: share of rollouts that made no call and are wrong."""
-
-TAG = "toolwise.collapse"
-"""Tag of an MLflow run in which the alarm was raised, with what happened."""
+from toolwise.training.alarm import ALARM as ALARM
+from toolwise.training.alarm import MISSED, TAG, tag
 
 STEPS = 5
 GROUPS = (200, 800)
@@ -182,14 +175,6 @@ def find_collapse(log: Sequence[Mapping[str, Any]], groups: int) -> Collapse | N
     for entry in filter(_has_rates, log):
         found = alarm.add(entry)
     return found
-
-
-def tag(step: int, metrics: Mapping[str, float]) -> str:
-    """What the tag `TAG` of a run says: the rates at the step that raised the alarm."""
-    return (
-        f"step {step}: accuracy {metrics['accuracy']:.2f}, wrong answers without a call "
-        f"{metrics[MISSED]:.2f} of all rollouts"
-    )
 
 
 def tag_active_run(step: int, metrics: Mapping[str, float]) -> None:

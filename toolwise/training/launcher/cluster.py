@@ -23,6 +23,7 @@ class Cluster(BaseModel):
         cpu, memory: limits of a node of the training, and of the vLLM server.
         secret: Kubernetes secret with `secret_keys`.
         secret_keys: environment variables taken from it.
+        image_pull_secret: Kubernetes secret that pulls the images, where the registry asks for one.
         node_selector, tolerations: labels and taints of the nodes both run on.
         vllm_image: of the vLLM server.
         sandbox: server that runs the model's code.
@@ -37,6 +38,7 @@ class Cluster(BaseModel):
     memory: str
     secret: str
     secret_keys: tuple[str, ...]
+    image_pull_secret: str | None = None
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
     vllm_image: str | None = None

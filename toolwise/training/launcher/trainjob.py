@@ -91,7 +91,7 @@ def train_job(
                 apiGroup=GROUP, kind="ClusterTrainingRuntime", name=RUNTIME
             ),
             runtimePatches=[_placed(cluster)]
-            if cluster.node_selector or cluster.tolerations
+            if cluster.node_selector or cluster.tolerations or cluster.image_pull_secret
             else None,
             trainer=models.TrainerV1alpha1Trainer(
                 image=cluster.image,
@@ -110,8 +110,12 @@ def train_job(
 
 
 def _placed(cluster: Cluster) -> models.TrainerV1alpha1RuntimePatch:
-    """The runtime's pods, on the nodes that the profile names."""
+    """The runtime's pods, on the nodes and with the pull secret that the profile names."""
+    pull_secret = cluster.image_pull_secret
     pod = models.TrainerV1alpha1PodSpecPatch(
+        imagePullSecrets=[models.IoK8sApiCoreV1LocalObjectReference(name=pull_secret)]
+        if pull_secret
+        else None,
         nodeSelector=cluster.node_selector or None,
         tolerations=[
             models.IoK8sApiCoreV1Toleration(**one.model_dump()) for one in cluster.tolerations

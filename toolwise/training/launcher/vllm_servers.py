@@ -115,7 +115,9 @@ def server_objects(
         resources=k8s.V1ResourceRequirements(limits=_FETCHING, requests=_FETCHING),
         security_context=restricted_container(),
     )
+    pull_secret = cluster.image_pull_secret
     pod = k8s.V1PodSpec(
+        image_pull_secrets=[k8s.V1LocalObjectReference(name=pull_secret)] if pull_secret else None,
         init_containers=[fetching],
         containers=[server],
         volumes=[

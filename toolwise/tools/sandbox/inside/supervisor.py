@@ -39,8 +39,10 @@ class Supervisor:
     def run(self) -> None:
         """Obey until the host hangs up."""
         census_due = 0.0
+        ear = select.poll()  # the host's descriptor may be one that select.select can't watch
+        ear.register(self._control, select.POLLIN)
         while True:
-            heard = select.select([self._control], [], [], CENSUS_SECONDS)[0]
+            heard = ear.poll(CENSUS_SECONDS * 1000)
             self._reap()
             if self._isolated and time.monotonic() >= census_due:
                 try:
