@@ -554,17 +554,18 @@ def test_the_data_and_its_password_outlive_the_release(small: list[Document]) ->
         assert annotations["helm.sh/resource-policy"] == "keep"
 
 
-def test_a_new_version_of_the_chart_alone_restarts_no_pod(
-    small: list[Document], tmp_path: Path
-) -> None:
+def test_a_new_version_of_the_chart_alone_restarts_no_pod(tmp_path: Path) -> None:
     chart = shutil.copytree(CHART, tmp_path / "toolwise")
     metadata = chart / "Chart.yaml"
     metadata.write_text(metadata.read_text().replace("\nversion: 0.1.0", "\nversion: 0.2.0"))
-    after = render(values("values-small"), chart)
-    assert after != small
+    given = merged(values("values-small"), AGENT)
+    before, after = render(given), render(given, chart)
+    assert before != after
     for kind in ("Deployment", "StatefulSet"):
-        before = [d["spec"]["template"] for d in small if d["kind"] == kind]
-        assert before == [d["spec"]["template"] for d in after if d["kind"] == kind]
+        templates = [d["spec"]["template"] for d in before if d["kind"] == kind]
+        assert templates == [d["spec"]["template"] for d in after if d["kind"] == kind]
+    agents = [the("InferenceService", "assistant", documents) for documents in (before, after)]
+    assert [*pods(agents[0])] == [*pods(agents[1])]
 
 
 def test_the_selectors_do_not_change_with_the_version(
