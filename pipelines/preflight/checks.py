@@ -138,6 +138,9 @@ class Checks:
         """The command that installs the chart, its images from where the profile's come."""
         registry = self.kubeflow.image.rpartition("/")[0]
         option = f" --set image.registry={registry}" if registry != REGISTRY else ""
+        if namespace == KUBEFLOW:
+            # Kubeflow Pipelines' own pods are not to be cut off.
+            option += " --set networkPolicy.wholeNamespace=false"
         return HELM.format(namespace=namespace) + option
 
     def trainer(self) -> Iterator[Finding]:

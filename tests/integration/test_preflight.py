@@ -378,7 +378,12 @@ def test_a_server_for_one_user_runs_its_pods_where_it_is_itself(server: ClusterS
     del server.world.resources["kubeflow.org/v1"]
     found = lacking(check(profile_at(server)))
     assert "secret toolwise-storage in kubeflow" in found
-    assert "service account toolwise-pipeline in kubeflow" in found
+    install = found["service account toolwise-pipeline in kubeflow"]
+    assert " --namespace kubeflow " in install
+    # Or the chart would cut the server itself off.
+    option = "--set networkPolicy.wholeNamespace=false"
+    assert install.endswith(f" {option}")
+    assert f"`{option}`" in (ROOT / "k8s/PREREQUISITES.md").read_text()
 
 
 def test_a_registry_that_asks_for_a_login_gets_the_pull_secrets(server: ClusterServer):
