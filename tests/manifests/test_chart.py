@@ -512,12 +512,14 @@ def notes(given: dict[str, Any]) -> str:
     return text
 
 
-def test_the_notes_submit_with_the_registry_that_the_release_pulls_from() -> None:
+def test_the_notes_submit_with_the_registry_and_the_tag_that_the_release_pulls() -> None:
     given = values("values-small")
     assert "make submit-pipeline PROFILE=qwen3-vl-8b\n" in notes(given)
     registry = "registry.example.com/toolwise"
     said = notes(merged(given, {"image": {"registry": registry}}))
     assert f"make submit-pipeline PROFILE=qwen3-vl-8b REGISTRY={registry}\n" in said
+    said = notes(merged(given, {"image": {"registry": registry, "tag": "20260926"}}))
+    assert f"PROFILE=qwen3-vl-8b REGISTRY={registry} TAG=20260926\n" in said
 
 
 def test_the_pods_of_helm_test_stay_until_their_logs_are_read(small: list[Document]) -> None:
