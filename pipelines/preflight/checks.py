@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -16,6 +17,7 @@ from pipelines.preflight.finding import Finding
 from pipelines.preflight.images import Image, Login, logins_of, look_up
 from pipelines.preflight.nodes import Node
 from pipelines.submission.server import server_namespace
+from toolwise import __version__
 from toolwise.profile import REGISTRY, KubeflowSettings, Profile
 from toolwise.storage import S3_KEYS
 from toolwise.training.launcher.trainjob import GROUP, RUNTIME, VERSION
@@ -47,6 +49,14 @@ HELM = (
     "helm upgrade --install toolwise charts/toolwise --namespace {namespace} --create-namespace "
     "-f charts/toolwise/values-gpu.yaml"
 )
+UPGRADE = "helm upgrade toolwise charts/toolwise -n {namespace} --reset-then-reuse-values"
+"""For a release that is there: it keeps its values."""
+RELEASE = (
+    "services/toolwise-mlflow",
+    "services/toolwise-sandbox",
+    "serviceaccounts/toolwise-pipeline",
+)
+"""What a release is known by."""
 OVERLAY = "kubectl apply --server-side -k k8s/overlays/gpu"
 
 _TRAINER_RIGHTS = (
@@ -135,10 +145,31 @@ class Checks:
                 )
 
     def _chart(self, namespace: str) -> str:
-        """The command that installs the chart, its images from where the profile's come."""
-        registry = self.kubeflow.image.rpartition("/")[0]
-        option = f" --set image.registry={registry}" if registry != REGISTRY else ""
+        """The command that installs the chart, its images from where the profile's come.
+
+        One that is there is upgraded, with the values it has.
+        """
+        # Kubeflow Pipelines' own pods are not to be cut off.
+        shared = namespace == server_namespace()
+        option = " --set networkPolicy.wholeNamespace=false" if shared else ""
+        if self._installed(namespace):
+            return UPGRADE.format(namespace=namespace) + option
+        registry, _, image = self.kubeflow.image.rpartition("/")
+        tag = image.partition("@")[0].partition(":")[2]
+        if registry != REGISTRY:
+            option += f" --set image.registry={registry}"
+        if tag not in ("", __version__):
+            # As a string, even where it is a number.
+            option += f" --set-string image.tag={tag}"
         return HELM.format(namespace=namespace) + option
+
+    def _installed(self, namespace: str) -> bool:
+        """Whether objects of the chart are there, as far as the cluster says."""
+        for name in RELEASE:
+            with suppress(Unanswered):
+                if self.cluster.get(f"/api/v1/namespaces/{namespace}/{name}") is not None:
+                    return True
+        return False
 
     def trainer(self) -> Iterator[Finding]:
         """Kubeflow Trainer, the training runtime, and the volumes that this mounts."""

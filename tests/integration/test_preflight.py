@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines.preflight import Finding, Unreachable, check, print_findings
-from pipelines.preflight.checks import HELM
+from pipelines.preflight.checks import HELM, RELEASE
 from pipelines.preflight.images import Image, Login, logins_of, look_up
 from toolwise.cli import app
 from toolwise.profile import Profile, load_profile
@@ -151,9 +151,7 @@ def without(path: str) -> Change:
         (
             without(f"{SPACE}/services/toolwise-mlflow"),
             "MLflow: service toolwise-mlflow",
-            "helm upgrade --install toolwise charts/toolwise --namespace toolwise "
-            "--create-namespace -f charts/toolwise/values-gpu.yaml "
-            "--set image.registry={address}/toolwise",
+            "helm upgrade toolwise charts/toolwise -n toolwise --reset-then-reuse-values",
         ),
         (
             without(f"{SPACE}/secrets/toolwise-storage"),
@@ -169,7 +167,7 @@ def without(path: str) -> Change:
         (
             without(f"{SPACE}/serviceaccounts/toolwise-models"),
             "service account toolwise-models in toolwise",
-            "helm upgrade --install",
+            "helm upgrade toolwise charts/toolwise -n toolwise --reset-then-reuse-values",
         ),
         (
             lambda w: w.objects["/api/v1/nodes"]["items"][0]["status"].clear(),
@@ -208,6 +206,47 @@ def test_each_missing_thing_is_named_with_the_command_that_mends_it(
     found = lacking(check(profile_at(server)))
     named = what.format(address=server.address)
     assert mend.format(address=server.address) in found[named]
+
+
+def without_chart(world: World) -> None:
+    for name in RELEASE:
+        del world.objects[f"{SPACE}/{name}"]
+
+
+@pytest.mark.parametrize(("tag", "option"), [("0.1.0", ""), ("7", " --set-string image.tag=7")])
+def test_a_chart_that_is_not_there_is_installed_with_the_profiles_registry_and_tag(
+    server: ClusterServer, tag: str, option: str
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    without_chart(server.world)
+    image = f"{server.address}/toolwise/trainer:{tag}"
+    found = lacking(check(profile_at(server, image=image)))
+    assert found["MLflow: service toolwise-mlflow"] == (
+        "helm upgrade --install toolwise charts/toolwise --namespace toolwise --create-namespace "
+        f"-f charts/toolwise/values-gpu.yaml --set image.registry={server.address}/toolwise{option}"
+    )
+
+
+def test_a_release_that_is_there_is_upgraded_as_the_charts_readme_does(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    server.world.rights = set()
+    mend = lacking(check(profile_at(server)))["rights of toolwise-pipeline"]
+    assert f"\n{mend}\n" in (ROOT / "charts/toolwise/README.md").read_text()
+
+
+def test_a_release_is_known_by_objects_that_the_chart_makes():
+    text = (ROOT / "charts/toolwise/values-small.yaml").read_text()
+    made = helm.Chart.load(ROOT / "charts/toolwise").render(
+        yaml.safe_load(text), name="toolwise", namespace="toolwise"
+    )
+    names = {
+        f"{one['kind'].lower()}s/{one['metadata']['name']}"
+        for file, text in made.items()
+        if file.endswith(".yaml")
+        for one in yaml.safe_load_all(text)
+        if one
+    }
+    assert names >= {*RELEASE}
 
 
 def test_the_chart_installs_as_the_command_says():
@@ -384,7 +423,12 @@ def test_a_server_for_one_user_runs_its_pods_where_it_is_itself(
     del server.world.resources["kubeflow.org/v1"]
     found = lacking(check(profile_at(server)))
     assert f"secret toolwise-storage in {namespace}" in found
-    assert f"service account toolwise-pipeline in {namespace}" in found
+    install = found[f"service account toolwise-pipeline in {namespace}"]
+    assert f" --namespace {namespace} " in install
+    # Or the chart would cut the server itself off.
+    option = "--set networkPolicy.wholeNamespace=false"
+    assert f" {option} " in f"{install} "
+    assert f"`{option}`" in (ROOT / "k8s/PREREQUISITES.md").read_text()
 
 
 def test_a_registry_that_asks_for_a_login_gets_the_pull_secrets(server: ClusterServer):

@@ -98,7 +98,9 @@ def pods(document: Document) -> Iterator[Pod]:
     elif kind == "InferenceService":
         for part in _ISVC_PARTS:
             if spec := document["spec"].get(part):
+                # KServe passes on the labels of the InferenceService.
                 labels = {
+                    **document["metadata"].get("labels", {}),
                     "serving.kserve.io/inferenceservice": name,
                     "component": part,
                     "app": f"isvc.{name}-{part}",

@@ -21,6 +21,7 @@ from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from tests.manifests.chart import CHART, OUTSIDE, VALUES, lint, render, values
 from tests.manifests.manifests import Document, check
+from tests.manifests.operators import PODS
 from tests.manifests.pods import Pod, pods
 from tests.manifests.references import selects
 from toolwise.profile import KubeflowSettings
@@ -137,12 +138,12 @@ def test_the_defaults_lint_as_well() -> None:
         ("monitoring.yaml", 'grafana_dashboard: "1"', 'grafana_dashbord: "1"'),
         ("monitoring.yaml", "path: /metrics", "path: /metric"),
         ("network.yaml", "component: predictor", "component: predicter"),
-        ("network.yaml", "metadata.name: kube-system", "metadata.nam: kube-system"),
-        ("network.yaml", "metadata.name: kube-system", "metadata.name: kube-sytem"),
         ("network.yaml", "policyTypes: [Ingress, Egress]", "policyTypes: [Ingress, Egres]"),
         ("network.yaml", "values: [sandbox", "values: [sandbx"),
-        ("network.yaml", "protocol: UDP", "protocol: UPD"),
         ("network.yaml", "169.254.0.0/16", "169.254.0.0/61"),
+        ("_network.tpl", "metadata.name: kube-system", "metadata.nam: kube-system"),
+        ("_network.tpl", "metadata.name: kube-system", "metadata.name: kube-sytem"),
+        ("_network.tpl", "protocol: UDP", "protocol: UPD"),
         ("_network.tpl", "jobset.sigs.k8s.io/jobset-name", "jobset.sigs.k8s.io/jobsetname"),
         ("_network.tpl", "kubeflow.org/v2_component", "kubeflow.org/v2_componet"),
         ("_network.tpl", "kserve.io/inferenceservice", "kserve.io/inferenceservce"),
@@ -344,10 +345,14 @@ def test_a_model_is_reached_by_agents_alone_and_an_agent_by_the_gateway_too() ->
     assert {"istio-system", "monitoring"} <= spaces(agent)
 
 
+SHARED = {"networkPolicy": {"wholeNamespace": False}}
+
+
+@pytest.mark.parametrize("shared", [{}, SHARED], ids=["its own namespace", "shared"])
 def test_the_sandbox_reaches_nothing_and_every_other_pod_only_what_is_named(
-    small: list[Document],
+    small: list[Document], shared: dict[str, Any]
 ) -> None:
-    documents = render(merged(values("values-gpu"), AGENT))
+    documents = render(merged(values("values-gpu"), AGENT, shared))
     for document in documents:
         for pod in pods(document):
             applying = policies(pod, documents)
@@ -360,6 +365,25 @@ def test_the_sandbox_reaches_nothing_and_every_other_pod_only_what_is_named(
     [pod] = pods(the("Deployment", "toolwise-sandbox", small))
     assert pod.spec["automountServiceAccountToken"] is False
     assert "env" not in pod.spec["containers"][0]
+
+
+def test_in_a_namespace_that_is_shared_the_pods_of_others_are_left_alone() -> None:
+    # https://github.com/kubeflow/pipelines: a server for one user, in the namespace of its runs
+    labels = {"app": "ml-pipeline", "application-crd-id": "kubeflow-pipelines"}
+    other = Pod("Deployment ml-pipeline", "toolwise", labels, {}, True)
+    given = merged(values("values-gpu"), AGENT)
+    assert [policy["podSelector"] for policy in policies(other, render(given))] == [{}]
+    assert policies(other, render(merged(given, SHARED))) == []
+
+
+def test_every_pod_finds_names_but_for_sandbox_and_database() -> None:
+    documents = render(merged(values("values-gpu"), AGENT, SHARED))
+    made = [pod for document in documents for pod in pods(document)]
+    for pod in [*made, *(pod for pod in PODS if pod.owner.startswith("KServe"))]:
+        ways_out = [r for policy in policies(pod, documents) for r in policy.get("egress", ())]
+        finds = any(port["port"] == 53 for rule in ways_out for port in rule["ports"])
+        unknowing = ("Deployment toolwise-sandbox", "StatefulSet toolwise-postgresql")
+        assert finds == (pod.owner not in unknowing), pod.owner
 
 
 # What `helm test` asks the sandbox
@@ -490,12 +514,14 @@ def notes(given: dict[str, Any]) -> str:
     return text
 
 
-def test_the_notes_submit_with_the_registry_that_the_release_pulls_from() -> None:
+def test_the_notes_submit_with_the_registry_and_the_tag_that_the_release_pulls() -> None:
     given = values("values-small")
     assert "make submit-pipeline PROFILE=qwen3-vl-8b\n" in notes(given)
     registry = "registry.example.com/toolwise"
     said = notes(merged(given, {"image": {"registry": registry}}))
     assert f"make submit-pipeline PROFILE=qwen3-vl-8b REGISTRY={registry}\n" in said
+    said = notes(merged(given, {"image": {"registry": registry, "tag": "20260926"}}))
+    assert f"PROFILE=qwen3-vl-8b REGISTRY={registry} TAG=20260926\n" in said
 
 
 def test_the_pods_of_helm_test_stay_until_their_logs_are_read(small: list[Document]) -> None:
@@ -556,17 +582,18 @@ def test_the_data_and_its_password_outlive_the_release(small: list[Document]) ->
         assert annotations["helm.sh/resource-policy"] == "keep"
 
 
-def test_a_new_version_of_the_chart_alone_restarts_no_pod(
-    small: list[Document], tmp_path: Path
-) -> None:
+def test_a_new_version_of_the_chart_alone_restarts_no_pod(tmp_path: Path) -> None:
     chart = shutil.copytree(CHART, tmp_path / "toolwise")
     metadata = chart / "Chart.yaml"
     metadata.write_text(metadata.read_text().replace("\nversion: 0.1.0", "\nversion: 0.2.0"))
-    after = render(values("values-small"), chart)
-    assert after != small
+    given = merged(values("values-small"), AGENT)
+    before, after = render(given), render(given, chart)
+    assert before != after
     for kind in ("Deployment", "StatefulSet"):
-        before = [d["spec"]["template"] for d in small if d["kind"] == kind]
-        assert before == [d["spec"]["template"] for d in after if d["kind"] == kind]
+        templates = [d["spec"]["template"] for d in before if d["kind"] == kind]
+        assert templates == [d["spec"]["template"] for d in after if d["kind"] == kind]
+    agents = [the("InferenceService", "assistant", documents) for documents in (before, after)]
+    assert [*pods(agents[0])] == [*pods(agents[1])]
 
 
 def test_the_selectors_do_not_change_with_the_version(

@@ -50,6 +50,16 @@ def test_gvisor_pods_go_to_the_nodes_that_have_it() -> None:
     assert text.count(f".containerd.runtimes.{runtime['handler']}]") == 2
 
 
+def test_gke_sandbox_keeps_the_runtime_class_that_it_brings() -> None:
+    text = section(PREREQUISITES, "gVisor")
+    [runtime] = manifests(text.partition("kubectl label node")[2])
+    # Of the same name, with a handler that cannot be changed and nodes with labels of their own.
+    name = values("values-gpu")["sandbox"]["runtimeClassName"]
+    assert name == runtime["metadata"]["name"]
+    first = " ".join(text.strip().partition("\n\n")[0].split())
+    assert f"skip this section: GKE Sandbox brings its own RuntimeClass `{name}`" in first
+
+
 def test_the_gateway_serves_https_alone_with_cert_managers_certificate() -> None:
     text = section(PREREQUISITES, "Gateway and Istio")
     issuer, certificate, gateway = manifests(text)

@@ -17,6 +17,17 @@ matchExpressions:
   - { key: serving.kserve.io/inferenceservice, operator: Exists }
 {{- end -}}
 
+{{/* A rule that lets names be looked up. Takes nothing. */}}
+{{- define "toolwise.dns" -}}
+- to:
+    - namespaceSelector:
+        matchLabels:
+          kubernetes.io/metadata.name: kube-system
+  ports:
+    - { port: 53, protocol: UDP }
+    - { port: 53, protocol: TCP }
+{{- end -}}
+
 {{/* Who may use MLflow, sandbox and search. */}}
 {{- define "toolwise.clients" -}}
 - podSelector:
