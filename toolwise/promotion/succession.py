@@ -73,10 +73,11 @@ class Succession:
 
     def seen(self) -> Standing:
         """Who is champion, or will be once a move that is in the log is made; changes nothing."""
-        model = self.model()
-        written = self._written(model)
+        written = self._written(self.model())
         if move := written.unfinished:
             return Standing(move.entry.champion, move.entry.previous, len(written.entries))
+        # The aliases last: a move that comes in between is then one that came first for `move`.
+        model = self.model()
         aliases = {alias: str(v) for alias, v in model.aliases.items()} if model else {}
         return Standing(aliases.get(CHAMPION), aliases.get(PREVIOUS), len(written.entries))
 
