@@ -86,9 +86,13 @@ class Succession:
         return self._written(self.model()).entries
 
     def note(self, new: Entry) -> None:
-        """Log what moves nothing."""
-        while not self._log().append(len(self.entries()) + 1, new):
-            pass
+        """Log what moves nothing, unless the last entry says the same."""
+        while True:
+            entries = self.entries()
+            if entries and entries[-1].model_copy(update={"at": new.at}) == new:
+                return
+            if self._log().append(len(entries) + 1, new):
+                return
 
     def move(self, standing: Standing, new: Entry) -> Entry | None:
         """Log a move of the champion and make it.
