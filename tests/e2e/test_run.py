@@ -170,15 +170,18 @@ def test_mlflow_has_one_finished_run_with_a_nested_run_per_step(runs: Runs, firs
     assert champion.tags["toolwise.decision"] == "promote"
 
 
-def test_run_again_it_uses_what_is_there_and_asks_the_endpoint_anew(runs: Runs, first: str):
+def test_run_again_it_uses_what_is_there_and_asks_the_gate_and_the_endpoint_anew(
+    runs: Runs, first: str
+):
     before = runs.report()
     lines = runs.finish().splitlines()
     for step in STEPS:
-        ending = "started" if step in ("deploy", "report") else "re-used"
+        ending = "started" if step in ("promote", "deploy", "report") else "re-used"
         assert f"{step}: {ending}" in lines, step
     assert "missing artifact" not in (runs.folder / "pipeline.log").read_text()
     after = runs.report()
     assert after["stages"] == before["stages"]
+    assert after["gate"] == before["gate"]
     assert after["endpoint"]["pid"] != before["endpoint"]["pid"]
 
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -306,6 +307,64 @@ def test_a_step_cut_off_after_the_promotion_decides_the_same_again(uri: str, tmp
     assert decided[2] == decided[1]
     assert decided[1]["champion"] == "1"
     assert len(toolwise("decisions").splitlines()) == 3
+
+
+def run_gate(folder: Path, model: str, challenger: Path, out: str) -> dict[str, Any]:
+    """The decision of a pipeline's gate, on the machine where its work folders are kept."""
+    promoted = COMPONENT(
+        settings="{}",
+        seed=0,
+        model=dsl.Model(uri=str(folder / model)),
+        challenger=dsl.Artifact(uri=str(challenger)),
+        baseline=dsl.Artifact(uri=str(stage_before(challenger))),
+        decision=dsl.Artifact(uri=str(folder / out)),
+    )
+    decision = json.loads((folder / out).read_text())
+    assert promoted == (decision["decision"] == "promote")
+    return decision
+
+
+def test_a_pipeline_run_again_is_judged_against_the_champion_of_today(uri: str, tmp_path: Path):
+    evaluations = {
+        model: evaluation(
+            uri, tmp_path / f"of-{model}", checkpoint=content_digest(tmp_path / model)
+        )
+        for model in ("model", "next")
+    }
+    name = "test_a_pipeline_run_again_is_judged_against_the_champion_of_today"
+    client, registry = MlflowClient(uri), Registry(name, tracking.Connection(uri))
+
+    def runs(model: str, out: str) -> tuple[str, str | None, dict[str, str]]:
+        decision = run_gate(tmp_path, model, evaluations[model], out)
+        aliases = client.get_registered_model(name).aliases
+        standing = {alias: str(version) for alias, version in aliases.items()}
+        return decision["decision"], decision["champion"], standing
+
+    first, second = {"champion": "1", "previous": "2"}, {"champion": "2", "previous": "1"}
+    assert runs("model", "1.json") == ("promote", None, {"champion": "1"})
+    assert runs("next", "2.json") == ("promote", "1", second)
+    assert runs("model", "3.json") == ("promote", "2", first)
+    # It is the champion: nothing changes, and the deployment goes on.
+    assert runs("model", "4.json") == ("promote", "2", first)
+    registry.rollback("slow")
+    assert runs("model", "5.json") == ("promote", "2", first)
+    assert [(e.action, e.version, e.against) for e in registry.decisions()] == [
+        ("promote", "1", None),
+        ("promote", "2", "1"),
+        ("promote", "1", "2"),
+        ("rollback", "2", "1"),
+        ("promote", "1", "2"),
+    ]
+    assert len(client.search_model_versions(f"name = '{name}'")) == 2
+
+
+def test_a_rejection_that_nothing_has_changed_is_in_the_log_once(uri: str, tmp_path: Path):
+    reflex = evaluation(uri, tmp_path / "reflex", redundant=30)
+    for out in ("1.json", "2.json"):
+        assert run_gate(tmp_path, "model", reflex, out)["decision"] == "reject"
+    name = "test_a_rejection_that_nothing_has_changed_is_in_the_log_once"
+    registry = Registry(name, tracking.Connection(uri))
+    assert [(e.action, e.version) for e in registry.decisions()] == [("reject", "1")]
 
 
 def test_a_step_that_fails_before_the_aliases_move_has_promoted_nothing(

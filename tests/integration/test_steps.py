@@ -196,6 +196,18 @@ def test_where_kubeflow_does_not_say_why_a_run_failed_its_steps_do(said: str):
     assert closed(said) == ("FAILED", "evaluate hdpo: InputError: the disk is full")
 
 
+def test_a_variant_that_failed_is_not_hidden_by_another_ones_step_of_the_same_name():
+    def train(work: Callable[[Step], dict[str, Path]], variant: str) -> None:
+        with suppress(InputError):
+            perform(work, "train-hdpo", f'{{"variant": "{variant}"}}', 0, {})
+
+    train(fails, "grpo")
+    train(writes("one"), "hdpo")
+    assert closed("RUNNING", last="") == ("FAILED", "train-hdpo: InputError: the disk is full")
+    train(writes("two"), "grpo")
+    assert closed("RUNNING", last="") == ("FINISHED", None)
+
+
 def test_a_run_of_which_kubeflow_does_not_say_how_it_ended_is_finished_by_its_last_step():
     perform(writes("one"), "train", "{}", 0, {})
     perform(writes("two"), "report", "{}", 0, {})

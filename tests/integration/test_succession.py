@@ -205,6 +205,45 @@ def test_an_alias_request_that_arrives_after_the_next_promotion_does_not_stay(
     assert aliases(client, registry) == {"champion": second, "previous": first}
 
 
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_promotion_while_another_pipeline_looks_is_never_overwritten_unseen(
+    client: MlflowClient,
+    registry: Registry,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    place: int,
+):
+    """B promotes from start to end before one of the requests by which A sees who is champion."""
+    connection = Connection(uri)
+    looking = Registry(registry.name, connection)
+    first, second, third = (registered(registry, client) for _ in range(3))
+    registry.record(first, PROMOTE)
+    request = Connection.request
+    requests = 0
+
+    def meanwhile(used: Connection, call: Any) -> Any:
+        nonlocal requests
+        if used is connection:
+            requests += 1
+            if requests == place:
+                registry.record(second, PROMOTE)
+        return request(used, call)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "request", meanwhile)
+        seen = looking.seen()
+    assert requests == 3
+    decision = looking.record(third, PROMOTE, seen)
+    if place < 3:
+        assert (seen.champion, seen.previous) == (second, first)
+        assert decision.decision == "promote"
+        assert aliases(client, registry) == {"champion": third, "previous": second}
+    else:
+        assert decision.decision == "reject"
+        assert f"version {second} was promoted" in decision.reasons[0]
+        assert aliases(client, registry) == {"champion": second, "previous": first}
+
+
 def test_an_alias_that_a_person_moved_stays_where_it_is(registry: Registry, client: MlflowClient):
     first, second = (registered(registry, client) for _ in range(2))
     registry.record(first, PROMOTE)

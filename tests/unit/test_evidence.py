@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from toolwise.errors import InputError
-from toolwise.evaluation.comparability import AnswerSettings
+from toolwise.evaluation.comparability import AnswerSettings, UsedBackend, UsedJudge, UsedSearch
 from toolwise.evaluation.metrics import METRIC_VERSION, RolloutScore, write_scores
+from toolwise.evaluation.settings import EvaluationSettings
 from toolwise.promotion.evidence import Evaluation
 from toolwise.promotion.gate import decide_on
 from toolwise.promotion.policy import GatePolicy
@@ -34,6 +35,11 @@ SETTINGS = AnswerSettings(
     counterfactual_top_p=0.8,
     max_tokens=512,
     max_turns=4,
+)
+JUDGE = UsedJudge(model="qwen", base_url="http://judge/v1")
+LOCAL, SEARXNG = (
+    UsedSearch(text=UsedBackend(backend=backend, url=url, results=5))
+    for backend, url in (("local", None), ("searxng", "http://searxng"))
 )
 SOUND = Evaluation(
     frugal_scores(),
@@ -108,6 +114,15 @@ def test_an_evaluation_that_is_no_evidence_is_rejected_with_the_reason(
             {"settings": AnswerSettings()},
             "it was measured with counterfactual_samples unknown, here with 1",
         ),
+        (
+            {"settings": SETTINGS.model_copy(update={"judge": JUDGE})},
+            "it was measured with judge qwen at http://judge/v1, here with none",
+        ),
+        (
+            {"settings": SETTINGS.model_copy(update={"search": SEARXNG})},
+            "it was measured with search text (backend searxng, url http://searxng, results 5), "
+            "here with none",
+        ),
     ],
 )
 def test_a_champion_or_baseline_measured_otherwise_is_a_rejection(
@@ -126,6 +141,43 @@ def test_the_number_of_sampled_answers_matters_where_they_are_judged():
     assert SOUND.unlike(other, GatePolicy()) is None
     why = "it was measured with samples 4, here with 0"
     assert SOUND.unlike(other, GatePolicy(mode="sampled")) == why
+
+
+def test_other_judges_and_other_searches_do_not_compare():
+    ours = SETTINGS.model_copy(update={"judge": JUDGE, "search": LOCAL})
+    theirs = SETTINGS.model_copy(
+        update={"judge": JUDGE.model_copy(update={"model": "gpt"}), "search": SEARXNG}
+    )
+    mine, other = (replace(SOUND, settings=settings) for settings in (ours, theirs))
+    assert mine.unlike(mine, GatePolicy()) is None
+    assert mine.unlike(other, GatePolicy()) == (
+        "it was measured with search text (backend searxng, url http://searxng, results 5), here "
+        "with text (backend local, results 5); "
+        "it was measured with judge gpt at http://judge/v1, here with qwen at http://judge/v1"
+    )
+
+
+def test_of_the_judge_and_the_search_counts_only_what_changes_the_result():
+    def used(
+        judge: dict[str, Any] | None, search: dict[str, Any] | None
+    ) -> tuple[UsedJudge | None, UsedSearch | None]:
+        settings = EvaluationSettings.model_validate({"judge": judge, "search": search})
+        read = AnswerSettings.model_validate_json(settings.model_dump_json())
+        return read.judge, read.search
+
+    judge = {"model": "qwen", "base_url": "http://judge/v1"}
+    asked = {"timeout": 5.0, "concurrency": 1, "api_key_env": "KEY", "budget": {"tokens": 9}}
+    text = {"backend": "local"}
+    image = {"backend": "serper", "upload": "s3://bucket/pictures"}
+    moved = image | {"upload": "s3://bucket/elsewhere"}
+    assert used(judge, {"text": text, "image": image}) == used(
+        judge | asked, {"text": text, "image": moved}
+    )
+    assert used(judge, None)[0] == JUDGE
+    assert used(None, {"text": text})[1] == LOCAL
+    # An evaluation of before there were judges and searches says neither.
+    assert used(None, {}) == used(None, None) == (None, None)
+    assert (AnswerSettings().judge, AnswerSettings().search) == (None, None)
 
 
 def test_a_policy_may_ask_for_the_stage_before_where_the_champion_cannot_be_compared():

@@ -325,6 +325,25 @@ def test_the_paired_change_is_the_difference_of_the_two_values(built: Path):
         assert change["low"] <= change["value"] <= change["high"]
 
 
+def test_an_evaluation_without_sampled_answers_has_no_sampled_changes(run: Path, tmp_path: Path):
+    for stage in ("sft", "hdpo"):
+        scores = [row for row in rollout_scores(stage) if row.mode != "sampled"]
+        folder = tmp_path / stage
+        folder.mkdir()
+        write_scores(folder / "scores.jsonl", scores)
+        metrics = json.loads((run / stage / "metrics.json").read_text())
+        metrics["sampled"] = summarise(scores, "sampled")
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "samples.jsonl").write_text((run / stage / "samples.jsonl").read_text())
+    built = build(run, tmp_path, stages={stage: tmp_path / stage for stage in ("sft", "hdpo")})
+    changes = json.loads(built.read_text())["changes"]
+    assert changes["sampled"] == {}
+    assert set(changes["greedy"]) == {"overall", *ABILITIES}
+    of_changes = Page(built).text.partition("What HDPO changed against SFT")[2]
+    table = " ".join(of_changes.partition("Curation")[0].split())
+    assert table.count("no data") == 3 * len(changes["greedy"])
+
+
 def test_the_headline_states_the_change_in_figures(built: Path):
     report = json.loads(built.read_text())
     sft, hdpo = (report["stages"][stage]["greedy"]["overall"] for stage in ("sft", "hdpo"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from toolwise.evaluation.metrics import ToolsOnMode
 
@@ -13,8 +13,51 @@ SHOWN = 12
 """Characters of a digest that a person is shown."""
 
 
+class UsedJudge(BaseModel):
+    """The judge that scored; how it was asked (timeout, budget, …) changes no verdict."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    model: str
+    base_url: str
+
+    def __str__(self) -> str:
+        return f"{self.model} at {self.base_url}"
+
+
+class UsedBackend(BaseModel):
+    """What a search tool searched; `toolwise.tools.search.settings` explains it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    backend: str
+    url: str | None = None
+    recording: str | None = None
+    index: str | None = None
+    model: str | None = None
+    results: int | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self if value is not None)
+
+
+class UsedSearch(BaseModel):
+    """What the search tools searched."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    text: UsedBackend | None = None
+    image: UsedBackend | None = None
+
+    def __str__(self) -> str:
+        return " and ".join(f"{name} ({used})" for name, used in self if used is not None)
+
+
 class AnswerSettings(BaseModel):
-    """The settings that an evaluation's figures depend on; `EvaluationSettings` explains them."""
+    """The settings that an evaluation's figures depend on; `EvaluationSettings` explains them.
+
+    None is what is not known; of `search` and `judge`, that there was none.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -24,6 +67,13 @@ class AnswerSettings(BaseModel):
     counterfactual_top_p: float | None = None
     max_tokens: int | None = None
     max_turns: int | None = None
+    search: UsedSearch | None = None
+    judge: UsedJudge | None = None
+
+    @field_validator("search")
+    @classmethod
+    def _empty_is_none(cls, search: UsedSearch | None) -> UsedSearch | None:
+        return None if search == UsedSearch() else search
 
 
 class Measured(Protocol):
@@ -74,11 +124,13 @@ def unlike(theirs: Measured, ours: Measured, mode: ToolsOnMode) -> Iterator[str]
     for name, there in theirs.settings:
         here = getattr(ours.settings, name)
         if there != here and (name != "samples" or mode == "sampled"):
-            yield f"it was measured with {name} {_said(there)}, here with {_said(here)}"
+            yield f"it was measured with {name} {_said(name, there)}, here with {_said(name, here)}"
 
 
-def _said(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:g}"
+def _said(name: str, value: float | UsedSearch | UsedJudge | None) -> str:
+    if value is None:
+        return "none" if name in ("search", "judge") else "unknown"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def version_of_metrics(version: int | None) -> str:

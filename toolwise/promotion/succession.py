@@ -73,10 +73,11 @@ class Succession:
 
     def seen(self) -> Standing:
         """Who is champion, or will be once a move that is in the log is made; changes nothing."""
-        model = self.model()
-        written = self._written(model)
+        written = self._written(self.model())
         if move := written.unfinished:
             return Standing(move.entry.champion, move.entry.previous, len(written.entries))
+        # The aliases last: a move that comes in between is then one that came first for `move`.
+        model = self.model()
         aliases = {alias: str(v) for alias, v in model.aliases.items()} if model else {}
         return Standing(aliases.get(CHAMPION), aliases.get(PREVIOUS), len(written.entries))
 
@@ -85,9 +86,13 @@ class Succession:
         return self._written(self.model()).entries
 
     def note(self, new: Entry) -> None:
-        """Log what moves nothing."""
-        while not self._log().append(len(self.entries()) + 1, new):
-            pass
+        """Log what moves nothing, unless the last entry says the same."""
+        while True:
+            entries = self.entries()
+            if entries and entries[-1].model_copy(update={"at": new.at}) == new:
+                return
+            if self._log().append(len(entries) + 1, new):
+                return
 
     def move(self, standing: Standing, new: Entry) -> Entry | None:
         """Log a move of the champion and make it.

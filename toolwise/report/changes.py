@@ -22,24 +22,29 @@ def paired_changes(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Mode → group → metric → mean of after − before over the same items, with 95% intervals.
 
+    A group without answers in a mode (`samples: 0`) is left out of that mode.
+
     Raises:
         InputError: the two were not measured on the same items.
     """
     groups = [OVERALL, *sorted({row.ability for row in after})]
+    changes: dict[str, dict[str, dict[str, Any]]] = {mode: {} for mode in MODE_LABELS}
+    for mode in MODE_LABELS:
+        for group in groups:
+            ours, theirs = (_rows(scores, mode, group) for scores in (after, before))
+            if ours or theirs:
+                changes[mode][group] = _compared(ours, theirs)
+    return changes
+
+
+def _compared(
+    after: Sequence[RolloutScore], before: Sequence[RolloutScore]
+) -> dict[str, dict[str, Any]]:
     return {
-        mode: {
-            group: {
-                name: dataclasses.asdict(
-                    paired_bootstrap(
-                        item_means(_rows(after, mode, group), value),
-                        item_means(_rows(before, mode, group), value),
-                    )
-                )
-                for name, value in _COMPARED.items()
-            }
-            for group in groups
-        }
-        for mode in MODE_LABELS
+        name: dataclasses.asdict(
+            paired_bootstrap(item_means(after, value), item_means(before, value))
+        )
+        for name, value in _COMPARED.items()
     }
 
 

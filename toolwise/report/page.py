@@ -79,9 +79,12 @@ def _tiles(report: Report) -> list[Tile]:
     return tiles
 
 
+_NO_DATA = Markup('<span class="quiet">no data</span>')
+
+
 def _cell(found: Measure | None, look: MetricLook) -> Markup:
     if found is None:
-        return Markup('<span class="quiet">no data</span>')
+        return _NO_DATA
     interval = (
         f"{look.short(found.low)} – {look.short(found.high)}, "
         if found.low is not None and found.high is not None
@@ -92,8 +95,10 @@ def _cell(found: Measure | None, look: MetricLook) -> Markup:
     )
 
 
-def _change(difference: dict[str, Any], look: MetricLook) -> Markup:
+def _change(difference: dict[str, Any] | None, look: MetricLook) -> Markup:
     """A difference of shares in percentage points, other ones in their own unit."""
+    if difference is None:
+        return _NO_DATA
     scale, unit = (100, " pp") if look.is_share else (1, "")
     value, low, high = (
         f"{scale * difference[key]:+.2f}".replace("-", "−") for key in ("value", "low", "high")

@@ -428,7 +428,7 @@ def run_answers(
 
 
 def run_promotion(settings: str, seed: int, *, address: str, **inputs: str) -> FinishedStep:
-    """Run the gate; see `run_step`.
+    """Run the gate, every time: there may be another champion since; see `run_step`.
 
     Args:
         settings: section `promote` of the profile, as JSON.
@@ -436,7 +436,7 @@ def run_promotion(settings: str, seed: int, *, address: str, **inputs: str) -> F
         address: of the checkpoint; see `perform`.
         inputs: paths by input name.
     """
-    return perform(promote, "promote", settings, seed, inputs, address=address)
+    return perform(promote, "promote", settings, seed, inputs, again=True, address=address)
 
 
 _SUCCEEDED = frozenset({"SUCCEEDED", "COMPLETE", "CACHED"})

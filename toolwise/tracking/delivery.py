@@ -20,6 +20,7 @@ from mlflow.entities import (
     LoggedModelOutput,
     Metric,
     Param,
+    Run,
 )
 from mlflow.tracking import MlflowClient
 
@@ -255,15 +256,22 @@ def _ending(client: MlflowClient, run_id: str, entry: EndPipeline) -> tuple[Stat
     experiment_id = client.get_run(run_id).info.experiment_id
     query = f"tags.mlflow.parentRunId = '{run_id}'"
     nested = client.search_runs([experiment_id], query, order_by=["attributes.start_time ASC"])
-    steps = {run.data.tags.get(STEP_TAG, run.info.run_name): run for run in nested}
+    # Variants of an ablation have steps of one name, which are not attempts at the same work.
+    attempts = {run.data.tags.get(ATTEMPT_TAG) or _step(run): run for run in nested}
     failed = [
-        f"{name}: {run.data.tags.get(FAILURE_TAG, run.info.status.lower())}"
-        for name, run in steps.items()
+        f"{_step(run)}: {run.data.tags.get(FAILURE_TAG, run.info.status.lower())}"
+        for run in attempts.values()
         if run.info.status != "FINISHED"
     ]
+    steps = {_step(run) for run in nested}
     if not failed and entry.last is not None and (not entry.last or entry.last in steps):
         return "FINISHED", None
     return entry.state, "; ".join(failed) or entry.failure
+
+
+def _step(run: Run) -> str:
+    """The step that a nested run is of."""
+    return run.data.tags.get(STEP_TAG) or str(run.info.run_name)
 
 
 def create_pipeline_run(
