@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model
 from PIL import Image
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from toolwise.agent import TokenRecord
 from toolwise.agent.rendering import RenderedConversation, Renderer
@@ -28,22 +26,6 @@ class RecordScores(NamedTuple):
 
     logps: Tensor
     entropies: Tensor
-
-
-def gather_head(model: Any) -> None:
-    """Have FSDP2 gather the head of a sharded model before each use.
-
-    TRL's fused head reads the weights without calling their module, so that FSDP would neither
-    gather them nor average their gradients over the processes.
-    """
-    model = model.get_base_model() if is_peft_model(model) else model
-    head = model.get_output_embeddings()
-
-    def unshard(*_: Any) -> None:
-        if isinstance(head, FSDPModule):
-            head.unshard()
-
-    model.base_model.register_forward_hook(unshard)
 
 
 def score_records(

@@ -29,7 +29,7 @@ from toolwise.training.hdpo.agent import RolloutAgent, completion, count_calls, 
 from toolwise.training.hdpo.channels import efficiency_advantages, one_channel_advantages
 from toolwise.training.hdpo.colocated import awake, forget_images, loses_weights
 from toolwise.training.hdpo.config import HDPOConfig, Variant
-from toolwise.training.hdpo.forward import RecordScores, gather_head, score_records
+from toolwise.training.hdpo.forward import RecordScores, score_records
 from toolwise.training.hdpo.loss import Level, efficiency_mask, mean_count, surrogate
 from toolwise.training.hdpo.monitoring import rollout_metrics
 from toolwise.training.hdpo.resumable import ResumableGRPOTrainer
@@ -37,6 +37,7 @@ from toolwise.training.hdpo.reward_functions import marks_failures
 from toolwise.training.hdpo.rewards import Scores, efficiency_rewards, judge_failed
 from toolwise.training.hdpo.tool_free import answer_both_ways, is_tool_free, mixture_weights
 from toolwise.training.hdpo.tool_images import ToolImagesGRPOTrainer
+from toolwise.training.launcher.fsdp import gather_head
 
 __all__ = ["HDPOConfig", "HDPOTrainer", "Scores", "Variant"]
 

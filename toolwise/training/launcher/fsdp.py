@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import is_peft_model
+from torch.distributed.fsdp import FSDPModule
 
 from toolwise.training.settings import HdpoSettings, SftSettings
 
@@ -48,3 +50,19 @@ def fsdp_arguments() -> dict[str, Any]:
         },
         "gradient_checkpointing": False,
     }
+
+
+def gather_head(model: Any) -> None:
+    """Have FSDP2 gather the head of a sharded model before each use.
+
+    TRL's fused head reads the weights without calling their module, so that FSDP would neither
+    gather them nor average their gradients over the processes.
+    """
+    model = model.get_base_model() if is_peft_model(model) else model
+    head = model.get_output_embeddings()
+
+    def unshard(*_: Any) -> None:
+        if isinstance(head, FSDPModule):
+            head.unshard()
+
+    model.base_model.register_forward_hook(unshard)
