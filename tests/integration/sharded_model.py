@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from recorded_rollouts import PROMPTS, G, base_model, load, on_records
 from torch import nn
@@ -60,8 +60,11 @@ def cold_start_loss_and_whole_gradients(base: Path, out: Path, rows: Sequence[in
     toys = [trajectories()[row] for row in rows]
     rendered = [renderer.conversation(toy.messages, [PYTHON_SCHEMA]) for toy in toys]
     settings = SftSettings(steps=1, batch_size=len(rows))
-    trainer: Any = build_trainer(base, rendered, renderer, out.parent, settings, 0)
-    if trainer.accelerator.num_processes > 1:
+    several = PartialState().num_processes > 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolwise.training.sft.shards", lambda _: several)
+        trainer: Any = build_trainer(base, rendered, renderer, out.parent, settings, 0)
+    if several:
         _shard(trainer.model)
     batches = iter(trainer.get_train_dataloader())
     (batch,), count = trainer.get_batch_samples(batches, 1, trainer.accelerator.device)

@@ -28,9 +28,19 @@ def test_sharded_weights_give_the_loss_and_gradients_of_whole_ones(
     assert_same(whole, halves)
 
 
-@pytest.mark.parametrize("checkpoint", [base_model, untied], ids=["tied head", "head of its own"])
-def test_so_does_the_cold_start(tmp_path: Path, checkpoint: Callable[[Path], Path]) -> None:
-    base, rows = checkpoint(tmp_path), [0, 1, 3, 4]  # each with an image
+@pytest.mark.parametrize(
+    ("checkpoint", "rows"),
+    [
+        (base_model, [0, 1, 3, 4]),
+        (untied, [0, 1, 3, 4]),
+        (base_model, [0, 1, 5, 6]),
+    ],
+    ids=["tied head", "head of its own", "no image in one process's part"],
+)
+def test_so_does_the_cold_start(
+    tmp_path: Path, checkpoint: Callable[[Path], Path], rows: list[int]
+) -> None:
+    base = checkpoint(tmp_path)
     whole, halves = tmp_path / "whole.pt", tmp_path / "halves.pt"
     assert run(cold_start_loss_and_whole_gradients, base, whole, rows) == [0]
     assert run(cold_start_loss_and_whole_gradients, base, halves, rows, processes=2) == [0, 0]

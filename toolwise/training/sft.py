@@ -19,8 +19,8 @@ from toolwise.errors import InputError
 from toolwise.progress import Log, Progress
 from toolwise.tools.python import PYTHON_SCHEMA
 from toolwise.tools.text_search import TEXT_SEARCH_SCHEMA
-from toolwise.training.batching import collate
-from toolwise.training.launcher.fsdp import gather_head
+from toolwise.training.batching import blank, collate
+from toolwise.training.launcher.fsdp import gather_head, shards
 from toolwise.training.policy import adapter_config, load_policy
 from toolwise.training.resuming import (
     per_device,
@@ -91,6 +91,15 @@ def build_trainer(
         settings: how to train.
         seed: of the order of the data.
     """
+    sharded = shards(settings)
+
+    def batch(rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+        conversations = [rendered[row["row"]] for row in rows]
+        # The vision encoder is gathered from all processes, in step: by all of them or by none.
+        if sharded and not any(conversation.images for conversation in conversations):
+            conversations.append(blank(renderer))
+        return collate(conversations, renderer)
+
     trainer = SFTTrainer(
         model=load_policy(model_dir, settings),
         args=SFTConfig(
@@ -109,7 +118,7 @@ def build_trainer(
         ),
         # Rendered once, before; the data set is only the order in which they come.
         train_dataset=Dataset.from_dict({"row": _order(rendered, settings, seed)}),
-        data_collator=lambda rows: collate([rendered[row["row"]] for row in rows], renderer),
+        data_collator=batch,
         processing_class=load_processor(model_dir),
         peft_config=adapter_config(settings.lora),
     )
