@@ -36,7 +36,8 @@ def fsdp_arguments() -> dict[str, Any]:
     """Arguments of `TrainingArguments`.
 
     FSDP's own recomputation stands in for `gradient_checkpointing`, which would gather each layer
-    once more. What is saved is one whole checkpoint, as without FSDP.
+    once more. What is saved is one whole checkpoint, as without FSDP. Gradients are averaged after
+    every part of a batch: summed up until the last one, every GPU would hold the whole model's.
     """
     return {
         "fsdp": True,
@@ -49,6 +50,7 @@ def fsdp_arguments() -> dict[str, Any]:
             "transformer_layer_cls_to_wrap": ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"],
         },
         "gradient_checkpointing": False,
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     }
 
 
