@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,3 +116,23 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path: Path) -> None:
 
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
+
+
+def test_siblings_of_a_node_take_nothing_until_its_first_process_has_looked(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "GLOO_SOCKET_IFNAME": "lo",
+        # As Trainer sets them.
+        "PET_NPROC_PER_NODE": "2",
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": str(port),
+    }
+    script = Path(__file__).with_name("node_siblings.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    subprocess.run([*torchrun, script, tmp_path], check=True, env=environment, timeout=600)
+    assert (tmp_path / "first").read_text() == "the sibling went on: False"
+    assert (tmp_path / "sibling").exists()
