@@ -370,6 +370,14 @@ def test_checkpoints_that_are_kept_come_back_too_and_are_logged_with_step_and_ad
     assert (local_copy(kept) / "model.safetensors").exists()
 
 
+def test_a_training_too_short_to_keep_checkpoints_is_none_that_failed(
+    step_pod: Path, kubernetes
+) -> None:
+    kubernetes(execute=True)
+    checkpoint = train(step_pod, settings(checkpoint_every=2, keep_checkpoints=2))
+    assert (checkpoint / "model.safetensors").exists()
+
+
 def test_a_failed_training_fails_the_step_with_what_it_said(step_pod: Path, kubernetes) -> None:
     kubernetes(execute=True)
     write_trajectories(step_pod / "curated" / "curated.parquet", [])
