@@ -214,6 +214,20 @@ def test_a_failure_is_told_with_its_reason_and_the_last_lines(kubernetes) -> Non
     assert message.endswith("CUDA out of memory")
 
 
+def test_an_error_of_another_node_than_the_first_is_told(kubernetes) -> None:
+    failed, refused = condition("Failed", "JobFailed", "exit status 1"), "Error: does not fit on 8"
+    kubernetes(
+        statuses=[RUNNING, failed],
+        log=["loading", "connection lost"],
+        logs=["", f"loading\n{refused}\ntorchrun: failed"],
+    )
+    jobs = TrainJobs(poll=0)
+    jobs.start(a_job())
+    with pytest.raises(BackendError) as caught:
+        followed(jobs)
+    assert str(caught.value).endswith(f"exit status 1\n    {refused}")
+
+
 def test_one_that_vanished_is_told(kubernetes) -> None:
     kubernetes(vanish_after=2)
     jobs = TrainJobs(poll=0)
