@@ -187,6 +187,13 @@ def test_a_smaller_gpu_than_the_profile_says_counts() -> None:
         check(estimate_step("train-sft", settings, shape, gpu=8 * GIB))
 
 
+def test_vllms_own_gpus_are_not_those_whose_free_memory_was_looked_up() -> None:
+    shape = shape_of("hf://Qwen/Qwen3-VL-2B-Instruct")
+    server = HARDWARE.model_copy(update={"vllm": "server", "vllm_memory": 0.9})
+    settings = HdpoSettings(prompts_per_step=1, accumulate=8, lora=LoraSettings(), hardware=server)
+    check(estimate_step("train-hdpo", settings, shape, gpu=40 * GIB))
+
+
 def test_memory_of_this_machine_is_shared_by_its_processes() -> None:
     shape = shape_of("hf://Qwen/Qwen3-VL-2B-Instruct")
     settings = SftSettings(batch_size=2, processes=2)

@@ -109,7 +109,8 @@ def estimate_step(
         step: `train-sft` or `train-hdpo`.
         settings: its section of the profile.
         shape: of the model it starts from.
-        gpu: bytes of a GPU, where that was looked up; otherwise what its kind is sold with.
+        gpu: bytes of a trainer's GPU, where that was looked up; otherwise what its kind is sold
+            with.
         main: bytes of main memory of a node, which is not checked where it is not given; of this
             machine, looked up where it is not given, without `hardware`.
         data: bytes of the data set, where it is at hand.
@@ -142,7 +143,7 @@ def estimate_step(
         conversations = int(cached_conversations(shape, settings, hardware.context_tokens))
         if hardware.vllm == "server":
             place += f" + {hardware.vllm_gpus} for vLLM"
-            server = Phase("vLLM's own GPUs", (vllm,), room)
+            server = Phase("vLLM's own GPUs", (vllm,), HEADROOM * sold)
         else:
             phases.append(Phase("rollouts", (*load.resting, vllm), room))
     host = () if main is None else _phases_of_host(load, settings.processes, data, HEADROOM * main)
