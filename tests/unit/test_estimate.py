@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from toy_training import write_base
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from toolwise.errors import InputError
+from toolwise.steps.fitting import needs
+from toolwise.steps.running import Step
 from toolwise.training.hardware import GPUS, HardwareSettings
 from toolwise.training.launcher import machine
 from toolwise.training.launcher.duration import cached_conversations, duration
@@ -242,6 +245,17 @@ def test_a_node_without_the_main_memory_to_load_the_model_is_refused_with_what_i
     assert f"of {0.92 * 32:.1f} GiB (weights 32.7 GiB, runtime 32.0 GiB" in str(caught.value)
     assert "What would fit: 128Gi of main memory (kubeflow.memory)" in str(caught.value)
     check(estimate_step("train-sft", settings, shape, main=128 * GIB))
+
+
+def test_the_data_is_what_training_reads(tmp_path: Path) -> None:
+    curated = tmp_path / "curated"
+    curated.mkdir()
+    for name, size in (("curated", 3), ("rejected", 5), ("waiting", 7)):
+        (curated / f"{name}.parquet").write_bytes(bytes(size))
+    inputs = {"model": write_base(tmp_path / "base"), "curated": curated}
+    nobody: Any = None
+    text = SftSettings().model_dump_json()
+    assert needs(Step("train-sft", text, 0, inputs, tmp_path, nobody, nobody)).data == 3
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,12 @@ def needs(step: Step, cluster: Cluster | None = None) -> Estimate:
     from toolwise.training.launcher.shape import shape_of
 
     settings = step.settings_as(SETTINGS[step.label])
-    data = step.path("curated")
+    data = step.path("curated") / "curated.parquet"
     return estimate_step(
         step.label,
         settings,
         shape_of(step.path("model")),
         gpu=None if cluster or settings.hardware is None else gpu_memory(settings),
         main=memory_quantity(cluster.memory) if cluster else available_memory(),
-        data=sum(file.stat().st_size for file in data.rglob("*") if file.is_file()),
+        data=data.stat().st_size if data.exists() else 0,
     )
