@@ -80,7 +80,7 @@ def trainer_arguments(
     return arguments | fsdp_arguments() if shards(settings) else arguments
 
 
-def per_device(batch_size: int, accumulate: int = 1, section: str = "base") -> int:
+def per_device(batch_size: int, accumulate: int = 1, section: str = "base.train") -> int:
     """Rows of a process's part of a batch; raises `InputError` where it does not divide."""
     return divided(batch_size, PartialState().num_processes, accumulate, section)
 
@@ -100,7 +100,8 @@ def train_and_publish(
         trainer: what trains.
         work: where its checkpoints are, to resume from.
         out_dir: what gets the final model.
-        keep: checkpoints to keep with the final one; those before it go to `kept_folder(out_dir)`.
+        keep: checkpoints to keep with the final one; those before it go to `kept_folder(out_dir)`,
+            which is gone where there are none.
         log: gets the metrics of each step.
         progress: gets how far it is.
     """
@@ -120,6 +121,8 @@ def train_and_publish(
         if kept_checkpoints(work / _KEPT):
             with atomic_directory(kept_folder(out_dir)) as folder:
                 shutil.copytree(work / _KEPT, folder, dirs_exist_ok=True)
+        else:  # what is there is an earlier training's
+            shutil.rmtree(kept_folder(out_dir), ignore_errors=True)
         shutil.rmtree(work)
 
 
