@@ -22,6 +22,12 @@ def report_ranks(folder: Path, log=None, progress=None) -> None:
         progress(1, 2, "half")
 
 
+def say_gpus(folder: Path, log=None, progress=None) -> None:
+    """Write which GPUs are to be seen."""
+    state = PartialState(cpu=True)
+    (folder / f"{state.process_index}").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+
 def refuse(log=None, progress=None) -> None:
     """The second process finds its input wrong, while the first waits for it."""
     state = PartialState(cpu=True)

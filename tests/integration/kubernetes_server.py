@@ -52,7 +52,7 @@ class Cluster:
         faults: requests answered 503 first.
         vanish_after: looks after which the `TrainJob` is gone.
         execute: do what the `TrainJob` says, each of its nodes a process of this machine.
-        logs: what each of those nodes wrote.
+        logs: what each of those nodes wrote; a pod for each, the first one's log in `log`.
     """
 
     statuses: list[dict[str, Any]] = field(default_factory=list)
@@ -155,8 +155,10 @@ class _Api(BaseHTTPRequestHandler):
             self._reply(200, job) if job else self._refuse(404, "NotFound")
         elif path == PODS:
             self._reply(200, {"kind": "PodList", "items": self._pods()})
-        elif path == f"{PODS}/node-0/log":
-            lines = cluster.log[: cluster.looks] if cluster.statuses else cluster.log
+        elif path.startswith(f"{PODS}/node-"):
+            node = int(path.removeprefix(f"{PODS}/node-").removesuffix("/log"))
+            first = cluster.log[: cluster.looks] if cluster.statuses else cluster.log
+            lines = cluster.logs[node].splitlines() if node else first
             stamped = (f"2026-01-01T00:00:00.{i:09d}Z {line}" for i, line in enumerate(lines))
             self._send(200, "\n".join(stamped).encode(), "text/plain")
         else:
@@ -169,13 +171,19 @@ class _Api(BaseHTTPRequestHandler):
         status: dict[str, Any] = {"phase": "Pending" if waiting else "Running"}
         if waiting:
             status["conditions"] = [{"type": "PodScheduled", "status": "False", **waiting}]
-        created = "2026-01-01T00:00:00Z"
+        created, index = "2026-01-01T00:00:00Z", "batch.kubernetes.io/job-completion-index"
+        nodes = 1 if f"{index}=0" in selector else max(1, len(self.server.cluster.logs))
         return [
             {
-                "metadata": {"name": "node-0", "creationTimestamp": created},
+                "metadata": {
+                    "name": f"node-{node}",
+                    "creationTimestamp": created,
+                    "labels": {index: str(node)},
+                },
                 "spec": {"containers": [{"name": "node"}]},
                 "status": status,
             }
+            for node in range(nodes)
         ]
 
     def do_POST(self) -> None:

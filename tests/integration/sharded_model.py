@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from recorded_rollouts import PROMPTS, G, base_model, load, on_records
 from torch import nn
 from torch.distributed.tensor import DTensor
+from toy_training import trajectories
 
 from toolwise.agent.processor import load_processor
+from toolwise.agent.rendering import Renderer
 from toolwise.agent.transformers_engine import TransformersEngine
 from toolwise.errors import InputError
+from toolwise.tools.python import PYTHON_SCHEMA
 from toolwise.training.launcher.fsdp import fsdp_arguments
+from toolwise.training.settings import SftSettings
+from toolwise.training.sft import build_trainer
 
 
 def untied(folder: Path) -> Path:
@@ -45,10 +51,33 @@ def loss_and_whole_gradients(base: Path, out: Path) -> None:
     rows = [{"prompt": index} for index in range(len(PROMPTS)) for _ in range(G)]
     part = len(rows) // group.num_processes
     batch = trainer._generate_and_score_completions(rows[group.process_index * part :][:part])
-    loss = trainer._compute_loss(trainer.model, batch)
+    _write(trainer, trainer._compute_loss(trainer.model, batch), out)
+
+
+def cold_start_loss_and_whole_gradients(base: Path, out: Path, rows: Sequence[int]) -> None:
+    """A step of the cold start on these of the toy's trajectories, each process its part."""
+    renderer = Renderer(load_processor(base))
+    toys = [trajectories()[row] for row in rows]
+    rendered = [renderer.conversation(toy.messages, [PYTHON_SCHEMA]) for toy in toys]
+    settings = SftSettings(steps=1, batch_size=len(rows))
+    several = PartialState().num_processes > 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolwise.training.sft.shards", lambda _: several)
+        trainer: Any = build_trainer(base, rendered, renderer, out.parent, settings, 0)
+    if several:
+        _shard(trainer.model)
+    batches = iter(trainer.get_train_dataloader())
+    (batch,), count = trainer.get_batch_samples(batches, 1, trainer.accelerator.device)
+    loss = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count)
+    _write(trainer, loss, out)
+
+
+def _write(trainer: Any, loss: torch.Tensor, out: Path) -> None:
+    """The loss of all processes, and its gradients."""
     loss.backward()
     named = trainer.model.named_parameters()
     gradients = {name: _whole(p.grad) for name, p in named if p.grad is not None}
+    group = trainer.accelerator
     found = {"loss": group.gather(loss.detach()).mean().item(), "gradients": gradients}
     if group.is_main_process:
         torch.save(found, out)

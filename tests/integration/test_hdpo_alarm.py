@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from recorded_rollouts import PROMPTS, RecordedAgent, arguments, base_model, load, right
+from transformers import TrainerState
 
 from toolwise import tracking
 from toolwise.agent import Rollout, Sampling
@@ -16,6 +17,7 @@ from toolwise.agent.processor import load_processor
 from toolwise.data import Task
 from toolwise.steps.alarm import TrainingLog
 from toolwise.training.hdpo import HDPOConfig, HDPOTrainer, collapse
+from toolwise.training.resuming import _Reporting
 
 GOOD, BAD = 4, 5
 """Steps with one call and the right answer each, then with none and wrong ones."""
@@ -80,3 +82,21 @@ def test_a_collapse_is_logged_warned_of_once_and_tagged(
     logged = mlflow.get_run(step.run_id).data
     assert logged.tags[collapse.TAG] == tag
     assert logged.metrics["collapse_alarm"] == 1.0
+
+
+def test_a_resumed_training_is_tagged_with_the_step_that_raised_the_alarm(tmp_path: Path) -> None:
+    """Its MLflow run is a new one, which has not heard of the steps before."""
+    rates = {"accuracy": 0.0, collapse.MISSED: 1.0}
+    on = [0.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+    history = [rates | {collapse.ALARM: alarm, "step": n} for n, alarm in enumerate(on, start=1)]
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    parent = tracking.start_pipeline_run("pipelines", "run")
+    with tracking.step(parent, "train-hdpo") as step:
+        reporting = _Reporting(TrainingLog(step), None)
+        state = TrainerState(log_history=history[:5])
+        reporting.on_train_begin(None, state, None)
+        state.global_step = 6
+        reporting.on_log(None, state, None, rates | {collapse.ALARM: on[5]})
+        step.flush()
+    said = mlflow.get_run(step.run_id).data.tags[collapse.TAG]
+    assert said.startswith("step 4: accuracy 0.00")

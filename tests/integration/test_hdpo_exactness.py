@@ -165,6 +165,8 @@ class TestTheTwoChannels:
         gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
         assert abs(loss.efficiency.item()) > 1e-3
         assert found == pytest.approx(loss.loss.item(), abs=1e-6)
+        logged = [trainer._metrics["train"][f"loss/{c}"][-1] for c in ("accuracy", "efficiency")]
+        assert logged == pytest.approx([loss.accuracy.item(), loss.efficiency.item()], abs=1e-6)
         # Rows without a signal were left out of the trainer's forward pass, not out of the mean.
         assert_same_gradients(gradients, through_trainer)
 
@@ -367,6 +369,18 @@ def test_w_acc_weighs_the_accuracy_channel_and_not_the_kl_term(base: Path, tmp_p
     whole, half = (found[w, "both"] - found[w, "kl"] for w in (1.0, 0.5))
     assert abs(whole) > 1e-3
     assert half == pytest.approx(0.5 * whole, rel=1e-3)
+
+
+def test_the_accuracy_loss_is_logged_as_if_it_had_its_whole_weight(
+    base: Path, tmp_path: Path
+) -> None:
+    logged = []
+    for w_acc in (1.0, 0.5, 0.0):
+        trainer: Any = on_records(base, tmp_path, beta=0.5, w_acc=w_acc, loss_type="grpo")
+        loss_and_gradients(trainer, off_policy(trainer, scored(trainer)))
+        logged += trainer._metrics["train"]["loss/accuracy"]
+    assert logged == [pytest.approx(logged[0], abs=1e-6)] * 3
+    assert abs(logged[0]) > 1e-3
 
 
 @pytest.mark.parametrize(

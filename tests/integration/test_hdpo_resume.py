@@ -83,6 +83,18 @@ class TestOnTrlsOwnGeneration:
         assert len({json.dumps(entry["loss"]) for entry in expected}) == len(expected)
 
 
+def test_a_run_killed_after_its_last_checkpoint_takes_no_step_more(tmp_path: Path) -> None:
+    """Which is amid an epoch: epochs have two steps."""
+    base, killed = base_model(tmp_path), tmp_path / "killed"
+    changes = {"max_steps": 3}
+    assert run(train_on_trl, base, killed, changes, ("_save_checkpoint", 3)) == KILLED
+    weights = (killed / "checkpoint-3" / "model.safetensors").read_bytes()
+    assert run(train_on_trl, base, killed, changes, None) == [0]
+    assert [entry["step"] for entry in lasting(torch.load(killed / "curve.pt"))] == [1, 2, 3]
+    assert not (killed / "checkpoint-4").exists()
+    assert (killed / "checkpoint-3" / "model.safetensors").read_bytes() == weights
+
+
 @pytest.mark.parametrize(
     ("changes", "adapters"),
     [

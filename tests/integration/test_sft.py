@@ -158,6 +158,18 @@ def test_the_newest_checkpoints_before_the_end_are_kept_also_of_a_run_that_was_k
     assert not (of_whole[0].folder / "training_args.bin").exists()
 
 
+def test_checkpoints_an_earlier_training_kept_are_gone_where_none_are(
+    inputs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, data = inputs
+    out = tmp_path / "out"
+    for keep in (2, 1):
+        settings = SETTINGS.model_copy(update={"steps": 3, "keep_checkpoints": keep})
+        train_sft(base, data, out, settings, tools=[PYTHON_SCHEMA])
+        assert len(kept_checkpoints(kept_folder(out))) == keep - 1
+    assert not kept_folder(out).exists()
+
+
 def test_adapters_are_merged_at_the_end_only_so_no_other_checkpoint_can_be_kept() -> None:
     with pytest.raises(ValidationError, match="keep_checkpoints is 1 with lora"):
         SftSettings(lora=LoraSettings(), keep_checkpoints=2)

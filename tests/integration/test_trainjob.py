@@ -227,6 +227,20 @@ def test_a_failure_is_told_with_its_reason_and_the_last_lines(kubernetes) -> Non
     assert message.endswith("CUDA out of memory")
 
 
+def test_an_error_of_another_node_than_the_first_is_told(kubernetes) -> None:
+    failed, refused = condition("Failed", "JobFailed", "exit status 1"), "Error: does not fit on 8"
+    kubernetes(
+        statuses=[RUNNING, failed],
+        log=["loading", "connection lost"],
+        logs=["", f"loading\n{refused}\ntorchrun: failed"],
+    )
+    jobs = TrainJobs(poll=0)
+    jobs.start(a_job())
+    with pytest.raises(BackendError) as caught:
+        followed(jobs)
+    assert str(caught.value).endswith(f"exit status 1\n    {refused}")
+
+
 def test_one_that_vanished_is_told(kubernetes) -> None:
     kubernetes(vanish_after=2)
     jobs = TrainJobs(poll=0)
@@ -381,6 +395,14 @@ def test_checkpoints_that_are_kept_come_back_too_and_are_logged_with_step_and_ad
     assert kept.startswith("s3://toolwise/")
     assert kept.endswith("-kept/step-1")
     assert (local_copy(kept) / "model.safetensors").exists()
+
+
+def test_a_training_too_short_to_keep_checkpoints_is_none_that_failed(
+    step_pod: Path, kubernetes
+) -> None:
+    kubernetes(execute=True)
+    checkpoint = train(step_pod, settings(checkpoint_every=2, keep_checkpoints=2))
+    assert (checkpoint / "model.safetensors").exists()
 
 
 def test_a_failed_training_fails_the_step_with_what_it_said(step_pod: Path, kubernetes) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from toy_training import write_base
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from toolwise.errors import InputError
+from toolwise.steps.fitting import needs
+from toolwise.steps.running import Step
 from toolwise.training.hardware import GPUS, HardwareSettings
 from toolwise.training.launcher import machine
 from toolwise.training.launcher.duration import cached_conversations, duration
@@ -23,6 +27,7 @@ from toolwise.training.launcher.machine import available_memory
 from toolwise.training.launcher.memory import Load, total
 from toolwise.training.launcher.shape import shape_of
 from toolwise.training.policy import ADAPTED
+from toolwise.training.resuming import per_device
 from toolwise.training.settings import HdpoSettings, LoraSettings, SftSettings
 
 GIB = 2**30
@@ -187,6 +192,13 @@ def test_a_smaller_gpu_than_the_profile_says_counts() -> None:
         check(estimate_step("train-sft", settings, shape, gpu=8 * GIB))
 
 
+def test_vllms_own_gpus_are_not_those_whose_free_memory_was_looked_up() -> None:
+    shape = shape_of("hf://Qwen/Qwen3-VL-2B-Instruct")
+    server = HARDWARE.model_copy(update={"vllm": "server", "vllm_memory": 0.9})
+    settings = HdpoSettings(prompts_per_step=1, accumulate=8, lora=LoraSettings(), hardware=server)
+    check(estimate_step("train-hdpo", settings, shape, gpu=40 * GIB))
+
+
 def test_memory_of_this_machine_is_shared_by_its_processes() -> None:
     shape = shape_of("hf://Qwen/Qwen3-VL-2B-Instruct")
     settings = SftSettings(batch_size=2, processes=2)
@@ -233,8 +245,44 @@ def test_a_node_without_the_main_memory_to_load_the_model_is_refused_with_what_i
         check(estimate_step("train-sft", settings, shape, main=32 * GIB))
     assert "loading the model: 65." in str(caught.value)
     assert f"of {0.92 * 32:.1f} GiB (weights 32.7 GiB, runtime 32.0 GiB" in str(caught.value)
-    assert "What would fit: 128Gi of main memory (kubeflow.memory)" in str(caught.value)
+    assert "What would fit: 128Gi of main memory; or" in str(caught.value)
     check(estimate_step("train-sft", settings, shape, main=128 * GIB))
+    with pytest.raises(InputError, match=r"128Gi of main memory \(kubeflow.memory\)"):
+        check(
+            estimate_step(
+                "train-sft", settings, shape, main=32 * GIB, main_setting="kubeflow.memory"
+            )
+        )
+
+
+def test_adapters_are_offered_as_the_profile_takes_them() -> None:
+    shape = shape_of("hf://Qwen/Qwen3-VL-2B-Instruct")
+    settings = SftSettings(batch_size=1, hardware=HARDWARE)
+    for keep, told in ((1, r"sft.lora: \{\}(;|$)"), (2, r"lora: \{\} with keep_checkpoints: 1")):
+        kept = settings.model_copy(update={"keep_checkpoints": keep})
+        with pytest.raises(InputError, match=told):
+            check(estimate_step("train-sft", kept, shape, gpu=24 * GIB))
+
+
+@pytest.mark.parametrize("kubernetes", [False, True])
+def test_the_data_is_what_training_reads_and_only_pods_have_a_setting_for_their_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kubernetes: bool
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    if not kubernetes:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    curated = tmp_path / "curated"
+    curated.mkdir()
+    for name, size in (("curated", 3), ("rejected", 5), ("waiting", 7)):
+        (curated / f"{name}.parquet").write_bytes(bytes(size))
+    inputs = {"model": write_base(tmp_path / "base"), "curated": curated}
+    nobody: Any = None
+    hardware = HARDWARE.model_copy(update={"context_tokens": 512})
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    text = SftSettings(hardware=hardware).model_dump_json()
+    estimate = needs(Step("train-sft", text, 0, inputs, tmp_path, nobody, nobody))
+    assert estimate.data == 3
+    assert estimate.main_setting == ("kubeflow.memory" if kubernetes else "")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +313,13 @@ def test_a_batch_smaller_than_its_processes_is_refused_with_a_size_that_would_do
     with pytest.raises(InputError, match=r"sft.batch_size to a multiple of 6"):
         estimate_step("train-sft", SftSettings(processes=3, batch_size=4, accumulate=2), shape)
     estimate_step("train-sft", SftSettings(processes=3, batch_size=6, accumulate=2), shape)
+
+
+def test_the_base_stages_batch_is_named_as_the_profile_does(monkeypatch) -> None:
+    group = SimpleNamespace(num_processes=3)
+    monkeypatch.setattr("toolwise.training.resuming.PartialState", lambda: group)
+    with pytest.raises(InputError, match=r"set base\.train\.batch_size to a multiple of 3"):
+        per_device(4)
 
 
 def test_conversations_longer_than_the_model_reads_are_refused_with_its_number() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
 from toolwise.training.launcher.fsdp import fsdp_arguments, shards
@@ -39,6 +42,45 @@ def test_the_layers_it_gathers_are_the_models(plugin: FullyShardedDataParallelPl
     assert wrapped
     for name in wrapped:
         assert issubclass(getattr(modeling_qwen3_vl, name), torch.nn.Module)
+
+
+def test_gradients_are_averaged_after_every_part_of_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the whole model, which a GPU would hold until the last part, have no room."""
+
+    class Square(torch.nn.Linear):
+        def forward(self, row: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": super().forward(row).square().mean()}
+
+    def kept(trainer: Trainer) -> list[int]:
+        parts: list[int] = []
+
+        @contextmanager
+        def no_sync(model: torch.nn.Module) -> Iterator[None]:
+            parts.append(trainer.state.global_step)
+            yield
+
+        monkeypatch.setattr(trainer.accelerator, "no_sync", no_sync)
+        trainer.train()
+        return parts
+
+    def trainer(**more: Any) -> Trainer:
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            max_steps=2,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=3,
+            save_strategy="no",
+            report_to="none",
+            **more,
+        )
+        rows: Any = [{"row": torch.ones(1)}] * 6
+        return Trainer(Square(1, 1), arguments, train_dataset=rows)
+
+    assert kept(trainer()) == [0, 0, 1, 1]
+    assert kept(trainer(accelerator_config=fsdp_arguments()["accelerator_config"])) == []
 
 
 @pytest.mark.parametrize(

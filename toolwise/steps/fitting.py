@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from toolwise.steps.running import Step
@@ -24,17 +25,19 @@ def needs(step: Step, cluster: Cluster | None = None) -> Estimate:
     Raises:
         InputError: the step cannot be run with these settings, or there are too few GPUs here.
     """
-    from toolwise.training.launcher.estimate import estimate_step, memory_quantity
+    from toolwise.training.launcher.estimate import MAIN_SETTING, estimate_step, memory_quantity
     from toolwise.training.launcher.machine import available_memory, gpu_memory
     from toolwise.training.launcher.shape import shape_of
 
     settings = step.settings_as(SETTINGS[step.label])
-    data = step.path("curated")
+    data = step.path("curated") / "curated.parquet"
+    in_pod = cluster is not None or "KUBERNETES_SERVICE_HOST" in os.environ
     return estimate_step(
         step.label,
         settings,
         shape_of(step.path("model")),
         gpu=None if cluster or settings.hardware is None else gpu_memory(settings),
         main=memory_quantity(cluster.memory) if cluster else available_memory(),
-        data=sum(file.stat().st_size for file in data.rglob("*") if file.is_file()),
+        data=data.stat().st_size if data.exists() else 0,
+        main_setting=MAIN_SETTING if in_pod else "",
     )

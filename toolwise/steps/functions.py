@@ -115,6 +115,7 @@ def train_sft(step: Step) -> Outputs:
     launch(
         "toolwise.training.sft:train_sft",
         settings.processes,
+        gpus=settings.hardware is not None,
         model_dir=step.path("model"),
         trajectories=step.path("curated") / "curated.parquet",
         out_dir=checkpoint,
@@ -158,6 +159,7 @@ def train_hdpo(step: Step) -> Outputs:
     launch(
         "toolwise.training.hdpo.run:train_hdpo",
         settings.processes,
+        gpus=settings.hardware is not None,
         model_dir=step.path("model"),
         tasks=step.path("curated") / "curated.parquet",
         corpus=step.path("corpus"),

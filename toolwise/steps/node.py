@@ -53,14 +53,14 @@ def word_in(line: str) -> Word | None:
 def work(job: NodeWork) -> None:
     """Fetch the inputs, do the step, and publish its checkpoint.
 
-    The first process of each node checks the step's needs against the node itself: whoever made
-    the `TrainJob` knew only what the profile says of it.
+    The first process of each node checks the step's needs against the node itself, before any other
+    takes of its memory: whoever made the `TrainJob` knew only what the profile says of it.
 
     Raises:
         ToolwiseError: as the step raises it, or the step does not fit on this node.
     """
     from toolwise.training.launcher.estimate import check
-    from toolwise.training.launcher.machine import is_first_of_node
+    from toolwise.training.launcher.machine import first_of_node_first
 
     inputs = {name: local_copy(uri) for name, uri in job.inputs.items()}
     folder = Path(os.environ[WORK_VARIABLE]) / Path(job.output).name
@@ -75,8 +75,7 @@ def work(job: NodeWork) -> None:
         events=EventWriter(job.step, _say_event if first else _say_nothing),
         run=cast(Any, _Run(first)),
     )
-    if is_first_of_node():
-        check(needs(step))
+    first_of_node_first(lambda: check(needs(step)))
     outputs = _WORK[job.step](step)
     if first:
         kept = kept_folder(outputs["checkpoint"])

@@ -97,7 +97,7 @@ def train_on_cluster(step: Step, cluster: Cluster, jobs: TrainJobs | None = None
             jobs.put(*server_objects(name, started, inputs["model"], hardware, cluster))
         log = TrainingLog(step.run)
         jobs.follow(name, lambda line: _hear(step, log, line))
-    if settings.keep_checkpoints > 1:
+    if settings.keep_checkpoints > 1 and settings.steps > settings.checkpoint_every:
         address = kept_address(work.output)
         log_kept(step, local_copy(address), address)
     return {"checkpoint": local_copy(work.output)}

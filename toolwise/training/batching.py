@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from toolwise.agent.mrope import mrope_positions
 from toolwise.agent.rendering import RenderedConversation, Renderer
+from toolwise.data import encode_image
 
 IGNORED = -100
 """Label of a token the loss does not count."""
+
+_WHITE = encode_image(Image.new("RGB", (64, 64), "white"))
 
 
 def collate(conversations: Sequence[RenderedConversation], renderer: Renderer) -> dict[str, Tensor]:
@@ -56,3 +60,10 @@ def collate(conversations: Sequence[RenderedConversation], renderer: Renderer) -
         batch["pixel_values"] = torch.cat([p.values for p in pixels])
         batch["image_grid_thw"] = torch.tensor([p.grid for p in pixels])
     return batch
+
+
+def blank(renderer: Renderer) -> RenderedConversation:
+    """A picture that nobody says anything about: beside it, the vision encoder has work to do."""
+    t, h, w = renderer.pixels(_WHITE).grid
+    ids = [renderer.image_id] * (t * h * w // renderer.merge_size**2) + [renderer.end_id]
+    return RenderedConversation(ids, [0] * len(ids), (_WHITE,))

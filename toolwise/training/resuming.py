@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def trainer_arguments(
     return arguments | fsdp_arguments() if shards(settings) else arguments
 
 
-def per_device(batch_size: int, accumulate: int = 1, section: str = "base") -> int:
+def per_device(batch_size: int, accumulate: int = 1, section: str = "base.train") -> int:
     """Rows of a process's part of a batch; raises `InputError` where it does not divide."""
     return divided(batch_size, PartialState().num_processes, accumulate, section)
 
@@ -100,7 +100,8 @@ def train_and_publish(
         trainer: what trains.
         work: where its checkpoints are, to resume from.
         out_dir: what gets the final model.
-        keep: checkpoints to keep with the final one; those before it go to `kept_folder(out_dir)`.
+        keep: checkpoints to keep with the final one; those before it go to `kept_folder(out_dir)`,
+            which is gone where there are none.
         log: gets the metrics of each step.
         progress: gets how far it is.
     """
@@ -120,6 +121,8 @@ def train_and_publish(
         if kept_checkpoints(work / _KEPT):
             with atomic_directory(kept_folder(out_dir)) as folder:
                 shutil.copytree(work / _KEPT, folder, dirs_exist_ok=True)
+        else:  # what is there is an earlier training's
+            shutil.rmtree(kept_folder(out_dir), ignore_errors=True)
         shutil.rmtree(work)
 
 
@@ -183,13 +186,23 @@ class _Reporting(TrainerCallback):
         self._log = log
         self._progress = progress
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Steps of a resumed training at which an alarm went on or off: its log is a new one."""
+        if not self._log or not state.is_world_process_zero:
+            return
+        on = False
+        for entry in state.log_history:
+            if bool(entry.get(ALARM, on)) != on:
+                on = not on
+                self._log(_numbers(entry), entry["step"])
+
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         """One logged step."""
         if not logs or "train_runtime" in logs or not state.is_world_process_zero:
             return
-        metrics = {key: float(v) for key, v in logs.items() if isinstance(v, int | float)}
+        metrics = _numbers(logs)
         if self._log:
             self._log(metrics, state.global_step)
         if self._progress:
@@ -197,6 +210,10 @@ class _Reporting(TrainerCallback):
             if metrics.get(ALARM):
                 note += ", tool use is collapsing"
             self._progress(state.global_step, state.max_steps, note)
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in logs.items() if isinstance(v, int | float) and k != "step"}
 
 
 _NOTED = ("loss", "accuracy", "tool_call_rate")

@@ -43,8 +43,8 @@ class SftSettings(BaseModel):
 
     Args:
         steps: optimizer steps.
-        processes: how many of this machine share a step, each with a GPU of its own where there
-            are any.
+        processes: how many of this machine share a step, each with a GPU of its own where there is
+            `hardware`.
         batch_size: trajectories of a step, over all processes.
         accumulate: parts a process works its share off in, to save memory.
         learning_rate: peak of a cosine after the warm-up.

@@ -19,7 +19,8 @@ from toolwise.errors import InputError
 from toolwise.progress import Log, Progress
 from toolwise.tools.python import PYTHON_SCHEMA
 from toolwise.tools.text_search import TEXT_SEARCH_SCHEMA
-from toolwise.training.batching import collate
+from toolwise.training.batching import blank, collate
+from toolwise.training.launcher.fsdp import gather_head, shards
 from toolwise.training.policy import adapter_config, load_policy
 from toolwise.training.resuming import (
     per_device,
@@ -60,14 +61,45 @@ def train_sft(
     Raises:
         InputError: there is no trajectory, or one cannot be rendered.
     """
-    processor = load_processor(model_dir)
-    renderer = Renderer(processor)
+    renderer = Renderer(load_processor(model_dir))
     rendered = [
         _render(renderer, trajectory, tools) for trajectory in read_trajectories(trajectories)
     ]
     if not rendered:
         raise InputError(f"{trajectories} holds no trajectory to train on")
     work = working_directory(out_dir, settings, seed, [model_dir, trajectories])
+    trainer = build_trainer(model_dir, rendered, renderer, work, settings, seed)
+    keep = settings.keep_checkpoints
+    train_and_publish(trainer, work, out_dir, keep=keep, log=log, progress=progress)
+
+
+def build_trainer(
+    model_dir: Path,
+    rendered: Sequence[RenderedConversation],
+    renderer: Renderer,
+    work: Path,
+    settings: SftSettings,
+    seed: int,
+) -> SFTTrainer:
+    """The trainer of a checkpoint on these conversations.
+
+    Args:
+        model_dir: checkpoint to start from.
+        rendered: what the assistant is to learn.
+        renderer: preprocesses their images.
+        work: gets the checkpoints.
+        settings: how to train.
+        seed: of the order of the data.
+    """
+    sharded = shards(settings)
+
+    def batch(rows: Sequence[dict[str, int]]) -> dict[str, torch.Tensor]:
+        conversations = [rendered[row["row"]] for row in rows]
+        # The vision encoder is gathered from all processes, in step: by all of them or by none.
+        if sharded and not any(conversation.images for conversation in conversations):
+            conversations.append(blank(renderer))
+        return collate(conversations, renderer)
+
     trainer = SFTTrainer(
         model=load_policy(model_dir, settings),
         args=SFTConfig(
@@ -84,17 +116,17 @@ def train_sft(
             dataset_kwargs={"skip_prepare_dataset": True},
             train_sampling_strategy="sequential",
         ),
-        # Rendered once, here; the data set is only the order in which they come.
+        # Rendered once, before; the data set is only the order in which they come.
         train_dataset=Dataset.from_dict({"row": _order(rendered, settings, seed)}),
-        data_collator=lambda rows: collate([rendered[row["row"]] for row in rows], renderer),
-        processing_class=processor,
+        data_collator=batch,
+        processing_class=load_processor(model_dir),
         peft_config=adapter_config(settings.lora),
     )
     # Qwen3-VL's class says no, of the loss in its own forward pass. The trainer's loss is another,
     # and without the count it would average means of parts, whose numbers of tokens differ.
     trainer.model_accepts_loss_kwargs = True
-    keep = settings.keep_checkpoints
-    train_and_publish(trainer, work, out_dir, keep=keep, log=log, progress=progress)
+    gather_head(trainer.model)
+    return trainer
 
 
 def _order(rendered: Sequence[RenderedConversation], settings: SftSettings, seed: int) -> list[int]:

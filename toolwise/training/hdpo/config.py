@@ -11,6 +11,9 @@ from toolwise.training.hdpo.loss import Aggregation, Normalize
 
 Variant = Literal["hdpo", "grpo", "coupled", "eapo"]
 
+UNSHARED = ("cispo", "sapo", "vespo", "luspo")
+"""Loss types of TRL that have no clipped surrogate for two channels to share."""
+
 
 @dataclass
 class HDPOConfig(GRPOConfig):
@@ -88,7 +91,7 @@ class HDPOConfig(GRPOConfig):
                 "efficiency_normalize must be 'qualifying' or 'group', "
                 f"not {self.efficiency_normalize!r}"
             )
-        if self.loss_type in ("cispo", "sapo", "vespo", "luspo") and self.efficiency_weight:
+        if self.loss_type in UNSHARED and self.efficiency_weight:
             raise ValueError(f"loss_type {self.loss_type!r} has no clipped surrogate to share")
         if self.efficiency_weight and (
             self.top_entropy_quantile < 1 or self.off_policy_mask_threshold is not None

@@ -10,17 +10,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model
-from PIL import Image
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from toolwise.agent import TokenRecord
 from toolwise.agent.rendering import RenderedConversation, Renderer
-from toolwise.data import encode_image
-from toolwise.training.batching import collate
-
-_WHITE = encode_image(Image.new("RGB", (64, 64), "white"))
+from toolwise.training.batching import blank, collate
 
 
 class RecordScores(NamedTuple):
@@ -28,22 +22,6 @@ class RecordScores(NamedTuple):
 
     logps: Tensor
     entropies: Tensor
-
-
-def gather_head(model: Any) -> None:
-    """Have FSDP2 gather the head of a sharded model before each use.
-
-    TRL's fused head reads the weights without calling their module, so that FSDP would neither
-    gather them nor average their gradients over the processes.
-    """
-    model = model.get_base_model() if is_peft_model(model) else model
-    head = model.get_output_embeddings()
-
-    def unshard(*_: Any) -> None:
-        if isinstance(head, FSDPModule):
-            head.unshard()
-
-    model.base_model.register_forward_hook(unshard)
 
 
 def score_records(
@@ -87,7 +65,7 @@ def score_records(
     for chunk in _in_order(rows, most) if in_step else _similar_lengths(rows, lengths, most):
         conversations = [_conversation(records[row]) for row in chunk]
         if in_step and not any(conversation.images for conversation in conversations):
-            conversations.append(_blank(renderer))
+            conversations.append(blank(renderer))
         batch = collate(conversations, renderer)
         with _suppressed(model, suppressed_ids):
             output = model(**{k: v.to(device) for k, v in batch.items()}, fused_lm_head=True)
@@ -110,13 +88,6 @@ def _conversation(record: TokenRecord) -> RenderedConversation:
         [*([0] * len(record.prompt_ids)), *record.mask],
         record.images,
     )
-
-
-def _blank(renderer: Renderer) -> RenderedConversation:
-    """A picture that nobody says anything about."""
-    t, h, w = renderer.pixels(_WHITE).grid
-    ids = [renderer.image_id] * (t * h * w // renderer.merge_size**2) + [renderer.end_id]
-    return RenderedConversation(ids, [0] * len(ids), (_WHITE,))
 
 
 def _in_order(rows: Sequence[int], most: int) -> Iterator[list[int]]:

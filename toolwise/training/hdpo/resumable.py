@@ -56,6 +56,13 @@ class ResumableGRPOTrainer(GRPOTrainer):
         sampler = super()._get_train_sampler(dataset)
         return EpochOrder(sampler, lambda: int(self.state.epoch or 0))
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch's steps; transformers would take one more than there are to take."""
+        if self.state.global_step >= self.state.max_steps:  # killed after its last checkpoint
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     # Not `_save_checkpoint`: these run on every process, before `trainer_state.json` is written,
     # which is what marks a checkpoint as complete.
 

@@ -28,8 +28,8 @@ from toolwise.training.hdpo.advantages import Scale
 from toolwise.training.hdpo.agent import RolloutAgent, completion, count_calls, token_record
 from toolwise.training.hdpo.channels import efficiency_advantages, one_channel_advantages
 from toolwise.training.hdpo.colocated import awake, forget_images, loses_weights
-from toolwise.training.hdpo.config import HDPOConfig, Variant
-from toolwise.training.hdpo.forward import RecordScores, gather_head, score_records
+from toolwise.training.hdpo.config import UNSHARED, HDPOConfig, Variant
+from toolwise.training.hdpo.forward import RecordScores, score_records
 from toolwise.training.hdpo.loss import Level, efficiency_mask, mean_count, surrogate
 from toolwise.training.hdpo.monitoring import rollout_metrics
 from toolwise.training.hdpo.resumable import ResumableGRPOTrainer
@@ -37,6 +37,7 @@ from toolwise.training.hdpo.reward_functions import marks_failures
 from toolwise.training.hdpo.rewards import Scores, efficiency_rewards, judge_failed
 from toolwise.training.hdpo.tool_free import answer_both_ways, is_tool_free, mixture_weights
 from toolwise.training.hdpo.tool_images import ToolImagesGRPOTrainer
+from toolwise.training.launcher.fsdp import gather_head
 
 __all__ = ["HDPOConfig", "HDPOTrainer", "Scores", "Variant"]
 
@@ -250,7 +251,9 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
         qualifying = efficiency_mask(
             batch["efficiency_advantages"], mask, self.args.efficiency_normalize
         )
-        batch["efficiency_items"] = _gather(self._efficiency_count(qualifying)).sum()
+        batch["efficiency_items"] = _gather(self._count(qualifying)).sum()
+        if self.args.w_acc != 1.0:
+            batch["accuracy_items"] = _gather(self._count(mask)).sum()
         if self._agent is not None:
             batch["records"], self._records = self._records, []
         self._log_scores(scores, batch["advantages"], efficiency, group)
@@ -308,15 +311,17 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         self._records = inputs.get("records", [])
+        advantages = inputs["advantages"]
         if self.args.w_acc != 1.0:  # TRL's loss also holds a KL, an entropy and a router term
-            inputs = {**inputs, "advantages": self.args.w_acc * inputs["advantages"]}
+            inputs = {**inputs, "advantages": self.args.w_acc * advantages}
         self._rows = self._rows_with_signal(inputs)
         loss = super()._compute_loss(model, inputs)
         logps, self._logps = self._logps, None
         self._records, self._rows = [], None
         assert logps is not None
         mode = "train" if self.model.training else "eval"
-        self._keep({"loss/accuracy": self._logged(loss, mode)})
+        accuracy = self._unweighted(loss.detach(), logps.detach(), inputs, advantages, mode)
+        self._keep({"loss/accuracy": self._logged(accuracy, mode)})
         if self.args.efficiency_weight:
             efficiency = self._efficiency_loss(logps, inputs, mode)
             self._keep({"loss/efficiency": self._logged(efficiency, mode)})
@@ -333,12 +338,38 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
             self._seconds = 0.0
         return loss
 
+    def _unweighted(
+        self, loss: Tensor, logps: Tensor, inputs: dict[str, Any], advantages: Tensor, mode: str
+    ) -> Tensor:
+        """TRL's loss as it would be with a `w_acc` of 1."""
+        w_acc = self.args.w_acc
+        if w_acc == 1.0:
+            return loss
+        if self.loss_type in UNSHARED:
+            return loss / w_acc if w_acc else loss
+        items, mask = inputs["accuracy_items"], _loss_mask(inputs)
+        whole = self._surrogate(logps, inputs, advantages, mask, items, mode)
+        return loss + (1 - w_acc) * whole
+
     def _efficiency_loss(self, logps: Tensor, inputs: dict[str, Any], mode: str) -> Tensor:
         """This batch's share of the efficiency loss of the whole optimizer step."""
-        advantages, old = inputs["efficiency_advantages"], inputs.get("old_per_token_logps")
+        advantages = inputs["efficiency_advantages"]
         mask = efficiency_mask(advantages, _loss_mask(inputs), self.args.efficiency_normalize)
-        count = inputs["efficiency_items"].clamp(min=1) / self.accelerator.num_processes
-        if mode == "train":  # `efficiency_items` spans the generation batch, as TRL's count does
+        return self._surrogate(logps, inputs, advantages, mask, inputs["efficiency_items"], mode)
+
+    def _surrogate(
+        self,
+        logps: Tensor,
+        inputs: dict[str, Any],
+        advantages: Tensor,
+        mask: Tensor,
+        items: Tensor,
+        mode: str,
+    ) -> Tensor:
+        """A channel's loss, averaged over `items`."""
+        old = inputs.get("old_per_token_logps")
+        count = items.clamp(min=1) / self.accelerator.num_processes
+        if mode == "train":  # `items` spans the generation batch, as TRL's count does
             count = count * self.current_gradient_accumulation_steps
             count = count / self.args.steps_per_generation
         return surrogate(
@@ -355,7 +386,7 @@ class HDPOTrainer(ToolImagesGRPOTrainer, ResumableGRPOTrainer):
             count=count,
         )
 
-    def _efficiency_count(self, mask: Tensor) -> Tensor:
+    def _count(self, mask: Tensor) -> Tensor:
         """What `loss_type` divides a sum over `mask` by, of this process's rollouts."""
         if self.loss_type == "dr_grpo":
             return mean_count(mask, "rollout") * self.max_completion_length

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 HEADROOM = 0.92
 """Share of memory that is planned with: the rest goes to fragments and the runtime."""
 
+MAIN_SETTING = "kubeflow.memory"
+"""The setting of the main memory of pods."""
+
 
 @dataclass(frozen=True, slots=True)
 class Phase:
@@ -60,6 +63,7 @@ class Estimate:
         conversations: of the longest kind that one copy of vLLM can hold; None without vLLM.
         usual: how long it takes with conversations of the usual length; None without GPUs.
         longest: how long with conversations that all are the longest.
+        main_setting: of the profile, that sets main memory; empty where none does.
     """
 
     step: str
@@ -75,6 +79,7 @@ class Estimate:
     conversations: int | None = None
     usual: Duration | None = None
     longest: Duration | None = None
+    main_setting: str = ""
 
     @property
     def faults(self) -> list[str]:
@@ -102,6 +107,7 @@ def estimate_step(
     gpu: float | None = None,
     main: float | None = None,
     data: float = 0.0,
+    main_setting: str = "",
 ) -> Estimate:
     """What a training step needs.
 
@@ -109,10 +115,13 @@ def estimate_step(
         step: `train-sft` or `train-hdpo`.
         settings: its section of the profile.
         shape: of the model it starts from.
-        gpu: bytes of a GPU, where that was looked up; otherwise what its kind is sold with.
+        gpu: bytes of a trainer's GPU, where that was looked up; otherwise what its kind is sold
+            with.
         main: bytes of main memory of a node, which is not checked where it is not given; of this
             machine, looked up where it is not given, without `hardware`.
         data: bytes of the data set, where it is at hand.
+        main_setting: setting of the profile by which main memory grows; empty where it is what the
+            machine has.
 
     Raises:
         InputError: the batch does not divide, or conversations are longer than the model's context.
@@ -142,7 +151,7 @@ def estimate_step(
         conversations = int(cached_conversations(shape, settings, hardware.context_tokens))
         if hardware.vllm == "server":
             place += f" + {hardware.vllm_gpus} for vLLM"
-            server = Phase("vLLM's own GPUs", (vllm,), room)
+            server = Phase("vLLM's own GPUs", (vllm,), HEADROOM * sold)
         else:
             phases.append(Phase("rollouts", (*load.resting, vllm), room))
     host = () if main is None else _phases_of_host(load, settings.processes, data, HEADROOM * main)
@@ -160,6 +169,7 @@ def estimate_step(
         conversations,
         duration(shape, settings),
         duration(shape, settings, 1.0),
+        main_setting,
     )
 
 
@@ -174,9 +184,10 @@ def estimate_profile(profile: Profile) -> list[Estimate]:
     shape = _base_shape(profile)
     kubeflow = profile.kubeflow
     main = memory_quantity(kubeflow.memory) if kubeflow else available_memory()
+    of = MAIN_SETTING if kubeflow else ""
     return [
-        estimate_step("train-sft", profile.sft, shape, main=main),
-        estimate_step("train-hdpo", profile.hdpo, shape, main=main),
+        estimate_step("train-sft", profile.sft, shape, main=main, main_setting=of),
+        estimate_step("train-hdpo", profile.hdpo, shape, main=main, main_setting=of),
     ]
 
 
@@ -281,7 +292,9 @@ def _changes(estimate: Estimate) -> Iterator[_Change]:
             accumulate = settings.accumulate * rows // smaller
             yield _Change(f"{section}.accumulate: {accumulate}", {"accumulate": accumulate})
     if settings.lora is None:
-        yield _Change(f"{section}.lora: {{}}", {"lora": LoraSettings()})
+        alone = " with keep_checkpoints: 1" if settings.keep_checkpoints > 1 else ""
+        adapters = {"lora": LoraSettings(), "keep_checkpoints": 1}
+        yield _Change(f"{section}.lora: {{}}{alone}", adapters)
     hardware = settings.hardware
     if hardware is None:
         return
@@ -299,9 +312,10 @@ def _changes(estimate: Estimate) -> Iterator[_Change]:
             yield _Change("hardware.vllm: server with vllm_memory: 0.9", hardware=server)
     more = 2 * hardware.nodes
     yield _Change(f"hardware.nodes: {more}", hardware={"nodes": more})
+    setting = f" ({estimate.main_setting})" if estimate.main_setting else ""
     for size in (64, 128, 256, 512, 1024, 2048):
         if estimate.main is not None and size << 30 > estimate.main:
-            yield _Change(f"{size}Gi of main memory (kubeflow.memory)", main=float(size << 30))
+            yield _Change(f"{size}Gi of main memory{setting}", main=float(size << 30))
 
 
 def _cured(estimate: Estimate, changes: Sequence[_Change]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,8 @@ SHOWN = 20
 """Last lines of the log that an error quotes."""
 ERROR = "Error: "
 """How a training process begins the line that says why it ends; torchrun's own account follows."""
+_INDEX = "batch.kubernetes.io/job-completion-index"
+"""Label of a pod with the number of its node."""
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 T = TypeVar("T")
@@ -118,8 +120,9 @@ class TrainJobs:
             heard: gets every line its first node writes.
 
         Raises:
-            BackendError: it failed (with its reason and last lines), somebody deleted it, or there
-                was no sign of life of it for `patience` seconds.
+            BackendError: it failed (with its reason, and the errors of its nodes or else the first
+                one's last lines), somebody deleted it, or there was no sign of life of it for
+                `patience` seconds.
         """
         log = _Log()
         seen, since = "", time.monotonic()
@@ -136,8 +139,9 @@ class TrainJobs:
             if _condition(job, "Complete"):
                 return
             if failed := _condition(job, "Failed"):
+                why = _quoted(self._errors(name)) or log.end
                 raise BackendError(
-                    f"TrainJob {name} failed: {failed['reason']}: {failed['message']}{log.end}"
+                    f"TrainJob {name} failed: {failed['reason']}: {failed['message']}{why}"
                 )
             state = str(job.get("status", {}).get("jobsStatus"))
             if state != seen:
@@ -182,22 +186,41 @@ class TrainJobs:
                 raise BackendError(f"TrainJob {name}, which had failed, cannot be deleted")
             time.sleep(self.poll)
 
-    def _pod(self, name: str) -> Any | None:
-        """The newest pod of the first node."""
+    def _pods(self, name: str, which: str = "") -> list[Any]:
+        """The pods of all nodes, or of those a further selector tells, oldest first."""
         selector = (
-            f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name=node,"
-            "batch.kubernetes.io/job-completion-index=0"
+            f"jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/replicatedjob-name=node"
+            + which
         )
         pods: Any = self._ask(
             lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector)
         )
-        by_age = sorted(pods.items, key=lambda pod: pod.metadata.creation_timestamp)
-        return by_age[-1] if by_age else None
+        return sorted(pods.items, key=lambda pod: pod.metadata.creation_timestamp)
+
+    def _pod(self, name: str) -> Any | None:
+        """The newest pod of the first node."""
+        pods = self._pods(name, f",{_INDEX}=0")
+        return pods[-1] if pods else None
 
     def _lines(self, name: str, log: _Log) -> Iterator[str]:
         pod = self._pod(name)
-        if pod is None or pod.status.phase == "Pending":
-            return
+        if pod is not None and pod.status.phase != "Pending":
+            yield from log.new(self._text(pod))
+
+    def _errors(self, name: str) -> list[str]:
+        """The error that a process named, of each node where one did; a node's newest pod tells."""
+        newest = {(pod.metadata.labels or {}).get(_INDEX): pod for pod in self._pods(name)}
+        found: dict[str, None] = {}
+        for pod in newest.values():
+            log = _Log()
+            for _ in log.new(self._text(pod)):
+                pass
+            if log.error:
+                found[log.error] = None
+        return list(found)
+
+    def _text(self, pod: Any) -> str:
+        """The end of a pod's log, every line with its time."""
         try:
             text: Any = self._ask(
                 lambda: self._core.read_namespaced_pod_log(
@@ -207,9 +230,9 @@ class TrainJobs:
         except BackendError as error:
             # The container is being made, or the pod has just gone.
             if _refused(error, 400, 404):
-                return
+                return ""
             raise
-        yield from log.new(text)
+        return text
 
     def _why_not(self, name: str) -> str:
         pod = self._pod(name)
@@ -242,7 +265,7 @@ class _Log:
     def __init__(self) -> None:
         self._newest = ""
         self._last: list[str] = []
-        self._error: str | None = None
+        self.error = ""
 
     def new(self, text: str) -> Iterator[str]:
         for stamped in text.splitlines():
@@ -251,14 +274,17 @@ class _Log:
                 self._newest = stamp
                 self._last = [*self._last[1 - SHOWN :], line]
                 if line.startswith(ERROR):
-                    self._error = line
+                    self.error = line
                 yield line
 
     @property
     def end(self) -> str:
         """The error a process named, or else the last lines."""
-        lines = [self._error] if self._error else self._last
-        return "".join(f"\n    {line}" for line in lines if line)
+        return _quoted([self.error] if self.error else self._last)
+
+
+def _quoted(lines: Iterable[str]) -> str:
+    return "".join(f"\n    {line}" for line in lines if line)
 
 
 def _condition(job: dict[str, Any], kind: str) -> dict[str, Any] | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import is_peft_model
+from torch.distributed.fsdp import FSDPModule
 
 from toolwise.training.settings import HdpoSettings, SftSettings
 
@@ -34,7 +36,8 @@ def fsdp_arguments() -> dict[str, Any]:
     """Arguments of `TrainingArguments`.
 
     FSDP's own recomputation stands in for `gradient_checkpointing`, which would gather each layer
-    once more. What is saved is one whole checkpoint, as without FSDP.
+    once more. What is saved is one whole checkpoint, as without FSDP. Gradients are averaged after
+    every part of a batch: summed up until the last one, every GPU would hold the whole model's.
     """
     return {
         "fsdp": True,
@@ -47,4 +50,21 @@ def fsdp_arguments() -> dict[str, Any]:
             "transformer_layer_cls_to_wrap": ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"],
         },
         "gradient_checkpointing": False,
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}},
     }
+
+
+def gather_head(model: Any) -> None:
+    """Have FSDP2 gather the head of a sharded model before each use.
+
+    TRL's fused head reads the weights without calling their module, so that FSDP would neither
+    gather them nor average their gradients over the processes.
+    """
+    model = model.get_base_model() if is_peft_model(model) else model
+    head = model.get_output_embeddings()
+
+    def unshard(*_: Any) -> None:
+        if isinstance(head, FSDPModule):
+            head.unshard()
+
+    model.base_model.register_forward_hook(unshard)

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from toolwise.errors import InputError
 from toolwise.training.settings import HdpoSettings, SftSettings
@@ -68,6 +70,27 @@ def available_memory(cgroup: Path = _CGROUP) -> float:
     return free if limit == "max" else min(free, float(limit) - float(used["anon"]))
 
 
-def is_first_of_node() -> bool:
-    """Whether this process speaks for the others on its machine, by what `torchrun` tells it."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+_met_at: list[Any] = []
+"""Kept to the end: where `torchrun` has no store itself, the first process of all serves one."""
+
+
+def first_of_node_first(act: Callable[[], None]) -> None:
+    """Have the first process of each node act, while the others of its node wait until it has.
+
+    They meet at the store where they will form their group: to form it would take of the GPUs.
+    """
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    alone = os.environ.get("LOCAL_WORLD_SIZE", "1") == "1"
+    if first:
+        act()
+    if alone:
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    _met_at.append(store)
+    done = f"toolwise/node-{os.environ.get('GROUP_RANK', '0')}"
+    if first:
+        store.set(done, "")
+    else:
+        store.wait([done])

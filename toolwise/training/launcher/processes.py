@@ -26,6 +26,7 @@ def launch(
     function: str,
     processes: int,
     *,
+    gpus: bool = False,
     log: Log | None = None,
     progress: Progress | None = None,
     **arguments: Any,
@@ -38,6 +39,7 @@ def launch(
     Args:
         function: `package.module:function`; it takes `log` and `progress` beside `arguments`.
         processes: how many share the work.
+        gpus: each of several has one of its own; without, they see none, whatever this machine has.
         log: gets each step's metrics, once.
         progress: gets each step, once.
         arguments: picklable.
@@ -57,7 +59,7 @@ def launch(
         group: dict[Connection, int] = {}
         for rank in range(processes):
             connection = stack.enter_context(
-                child_process(f"{__name__}:main", _environment(rank, processes, port))
+                child_process(f"{__name__}:main", _environment(rank, processes, port, gpus))
             )
             connection.send(_Job(function, arguments))
             group[connection] = rank
@@ -95,9 +97,10 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+def _environment(rank: int, processes: int, port: int, gpus: bool) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // processes)
-    return {
+    hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    return hidden | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
