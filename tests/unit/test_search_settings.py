@@ -67,7 +67,10 @@ def test_search_holds_for_every_step_that_has_tools_and_a_step_may_have_its_own(
 
 
 def test_pods_get_the_key_that_the_search_needs_and_no_other(tmp_path: Path) -> None:
-    kubeflow = "kubeflow: {image: 'i:1', tracking_uri: 'http://m', secret: s}\n"
+    kubeflow = (
+        "kubeflow: {image: 'i:1', operator_image: 'o:1', tracking_uri: 'http://m', secret: s, "
+        "serving: {namespace: n, image: 'a:1'}}\n"
+    )
     serper = kubeflow + "search: {image: {backend: serper, upload: 's3://b/p'}}\n"
     for more, pods in ((kubeflow, 0), (serper, len(STEPS))):
         profile = load_profile(written(tmp_path, more))

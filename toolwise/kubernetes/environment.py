@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from kubernetes import client as k8s
 
-from toolwise.storage import S3_REGION
 
-
-def secret_variable(secret: str, key: str) -> k8s.V1EnvVar:
-    """The variable that is named like a secret's key; unset where it is an optional one's."""
-    selector = k8s.V1SecretKeySelector(
-        name=secret, key=key, optional=True if key == S3_REGION else None
-    )
+def secret_variable(secret: str, key: str, *, optional: bool = False) -> k8s.V1EnvVar:
+    """The variable that is named like a secret's key; an optional one is unset without it."""
+    selector = k8s.V1SecretKeySelector(name=secret, key=key, optional=optional or None)
     return k8s.V1EnvVar(name=key, value_from=k8s.V1EnvVarSource(secret_key_ref=selector))

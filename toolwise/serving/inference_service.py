@@ -119,7 +119,7 @@ def _agent(
         args=args,
         env=[
             *(k8s.V1EnvVar(name=name, value=value) for name, value in plain.items()),
-            *(secret_variable(cluster.secret, key) for key in keys),
+            *(secret_variable(cluster.secret, key, optional=key == S3_REGION) for key in keys),
         ],
         volume_mounts=mounts,
         ports=[k8s.V1ContainerPort(container_port=PORT, protocol="TCP")],

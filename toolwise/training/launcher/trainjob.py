@@ -73,7 +73,8 @@ def train_job(
     """
     environment = [
         *(_variable(key, value) for key, value in _plain(server, cluster.sandbox).items()),
-        *(_secret_variable(cluster.secret, key) for key in (*cluster.secret_keys, S3_REGION)),
+        *(_secret_variable(cluster.secret, key) for key in cluster.secret_keys),
+        _secret_variable(cluster.secret, S3_REGION, optional=True),
     ]
     resources = {
         "cpu": cluster.cpu,
@@ -160,9 +161,11 @@ def _variable(name: str, value: str) -> models.IoK8sApiCoreV1EnvVar:
     return models.IoK8sApiCoreV1EnvVar(name=name, value=value)
 
 
-def _secret_variable(secret: str, key: str) -> models.IoK8sApiCoreV1EnvVar:
+def _secret_variable(
+    secret: str, key: str, *, optional: bool = False
+) -> models.IoK8sApiCoreV1EnvVar:
     selector = models.IoK8sApiCoreV1SecretKeySelector(
-        name=secret, key=key, optional=True if key == S3_REGION else None
+        name=secret, key=key, optional=optional or None
     )
     return models.IoK8sApiCoreV1EnvVar(
         name=key, valueFrom=models.IoK8sApiCoreV1EnvVarSource(secretKeyRef=selector)

@@ -109,7 +109,8 @@ def server_objects(
         env=[
             home,
             k8s.V1EnvVar(name="TOOLWISE_CACHE", value="/model/.cache"),
-            *(secret_variable(cluster.secret, key) for key in (*cluster.secret_keys, S3_REGION)),
+            *(secret_variable(cluster.secret, key) for key in cluster.secret_keys),
+            secret_variable(cluster.secret, S3_REGION, optional=True),
         ],
         volume_mounts=[folder, tmp],
         resources=k8s.V1ResourceRequirements(limits=_FETCHING, requests=_FETCHING),
