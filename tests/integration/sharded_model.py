@@ -60,7 +60,7 @@ def cold_start_loss_and_whole_gradients(base: Path, out: Path, rows: Sequence[in
     toys = [trajectories()[row] for row in rows]
     rendered = [renderer.conversation(toy.messages, [PYTHON_SCHEMA]) for toy in toys]
     settings = SftSettings(steps=1, batch_size=len(rows))
-    several = PartialState().num_processes > 1
+    several = PartialState(cpu=True).num_processes > 1  # forms the group, as the launcher does
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("toolwise.training.sft.shards", lambda _: several)
         trainer: Any = build_trainer(base, rendered, renderer, out.parent, settings, 0)
