@@ -373,6 +373,20 @@ class TestTheSandboxItself:
         assert workers <= descendants()
         pool.close()
 
+    def test_where_no_host_name_may_be_given_it_does_without(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        script = tmp_path / "bwrap"
+        script.write_text(
+            '#!/bin/sh\ncase " $* " in *" --hostname "*) exit 1; esac\n'
+            f'exec {shutil.which("bwrap")} "$@"\n'
+        )
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        pool = LocalSandbox(workers=1, limits=LIMITS)
+        assert pool.open([]).call("print(6 * 7)").text == "42"
+        pool.close()
+
     def test_a_session_for_which_there_is_no_process_costs_no_other(self) -> None:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from toolwise.errors import BackendError
@@ -63,9 +65,18 @@ def command() -> list[str]:
         *("--ro-bind", str(INSIDE), "/opt/toolwise/inside"),
         *("--proc", "/proc", "--dir", "/dev"),
         *(part for device in DEVICES for part in ("--dev-bind", device, device)),
-        *("--remount-ro", "/", "--hostname", "sandbox", "--chdir", "/"),
+        *("--remount-ro", "/", *_host_name(bwrap), "--chdir", "/"),
         python,
     ]
+
+
+@cache
+def _host_name(bwrap: str) -> tuple[str, ...]:
+    """A host name of its own, where a container that we are in allows it."""
+    name = ("--hostname", "sandbox")
+    user = () if os.geteuid() == 0 else ("--unshare-user",)
+    tried = [bwrap, *user, "--unshare-uts", *name, "--ro-bind", "/", "/", "true"]
+    return name if subprocess.run(tried, capture_output=True).returncode == 0 else ()
 
 
 def bare_environment() -> dict[str, str]:
