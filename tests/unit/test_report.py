@@ -23,6 +23,7 @@ from toolwise.promotion.gate import GatePolicy, decide
 from toolwise.report import build_report, print_report
 from toolwise.report.__main__ import main
 from toolwise.report.plots import PALETTE, accuracy_against_calls, training_curves
+from toolwise.report.readme import results_table
 
 ABILITIES = ("math", "perception", "search")
 ITEMS = 40
@@ -535,22 +536,44 @@ def test_a_report_that_is_none_is_refused_by_name(tmp_path: Path):
 
 
 def test_the_command_draws_the_picture_and_fills_in_the_readme(built: Path, tmp_path: Path):
+    second = json.loads(built.read_text())
+    second["seed"] = 1
+    second["stages"]["hdpo"]["greedy"]["overall"]["accuracy"] = {
+        "value": 0.25,
+        "count": 4,
+        "low": 0.1,
+        "high": 0.5,
+    }
     other = tmp_path / "report.json"
-    other.write_text(json.dumps({**json.loads(built.read_text()), "seed": 1}))
-    reports = [str(built), str(other)]
+    other.write_text(json.dumps(second))
     readme, drawn = tmp_path / "README.md", tmp_path / "docs" / "result.svg"
     readme.write_text("# Before\n<!-- results: start -->\nold\n<!-- results: end -->\nAfter\n")
-    assert main([*reports, "--picture", str(drawn), "--readme", str(readme)]) == 0
+    assert main([str(built), str(other), "--picture", str(drawn), "--readme", str(readme)]) == 0
     assert drawn.read_text().startswith("<?xml")
     text = readme.read_text()
     assert text.startswith("# Before\n")
     assert text.endswith("\nAfter\n")
     assert "old" not in text
-    entry = json.loads(Path(reports[1]).read_text())["stages"]["hdpo"]["greedy"]["overall"]
-    rate = entry["redundant_call_rate"]
     row = next(line for line in text.splitlines() if line.startswith("| 1 | HDPO |"))
+    assert "| 0.25 [0.10, 0.50] |" in row
+    first = json.loads(built.read_text())["stages"]["hdpo"]["greedy"]["overall"]["accuracy"][
+        "value"
+    ]
+    both = next(line for line in text.splitlines() if line.startswith("| HDPO |"))
+    assert f"| {(first + 0.25) / 2:.2f} [0.25, {first:.2f}] |" in both
+    assert "Mean of 2 seeds [lowest, highest]." in text
+
+
+def test_one_seed_is_one_table_with_its_intervals(built: Path):
+    report = json.loads(built.read_text())
+    text = results_table([report])
+    rate = report["stages"]["hdpo"]["greedy"]["overall"]["redundant_call_rate"]
+    row = next(
+        line for line in text.splitlines() if line.startswith(f"| {report['seed']} | HDPO |")
+    )
     assert f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" in row
-    assert "2 seeds on" in text
+    assert "<details>" not in text
+    assert "Values with 95% intervals." in text
 
 
 def test_a_readme_without_markers_is_left_alone(
