@@ -72,8 +72,7 @@ def test_a_collapse_is_logged_warned_of_once_and_tagged(
     tag = "step 8: accuracy 0.00, wrong answers without a call 1.00 of all rollouts"
     assert run.data.tags[collapse.TAG] == tag
     assert run.data.metrics["collapse_alarm"] == 1.0
-    parent = tracking.start_pipeline_run("pipelines", "run")
-    with tracking.step(parent, "train-hdpo") as step:
+    with tracking.step(tracking.PipelineRun("pipelines", "run"), "train-hdpo") as step:
         log_step = TrainingLog(step)
         for entry in log:
             rates = {name: entry[name] for name in ("accuracy", collapse.MISSED, collapse.ALARM)}
@@ -90,8 +89,7 @@ def test_a_resumed_training_is_tagged_with_the_step_that_raised_the_alarm(tmp_pa
     on = [0.0, 1.0, 0.0, 1.0, 1.0, 1.0]
     history = [rates | {collapse.ALARM: alarm, "step": n} for n, alarm in enumerate(on, start=1)]
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    parent = tracking.start_pipeline_run("pipelines", "run")
-    with tracking.step(parent, "train-hdpo") as step:
+    with tracking.step(tracking.PipelineRun("pipelines", "run"), "train-hdpo") as step:
         reporting = _Reporting(TrainingLog(step), None)
         state = TrainerState(log_history=history[:5])
         reporting.on_train_begin(None, state, None)

@@ -84,8 +84,7 @@ def evaluation(
     }
     (folder / "metrics.json").write_text(json.dumps({**summaries, **facts}))
     (folder / "samples.jsonl").write_text("")
-    parent = tracking.start_pipeline_run("promoting", "run", uri=uri)
-    with tracking.step(parent, "evaluate hdpo", uri=uri) as run:
+    with tracking.step(tracking.PipelineRun("promoting", "run"), "evaluate hdpo", uri=uri) as run:
         run.evaluation("hdpo", folder, folder / "scores.jsonl", of or folder)
     (folder / RUN_ID_FILE).write_text(run.run_id)
     return folder

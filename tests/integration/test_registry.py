@@ -53,8 +53,7 @@ def evaluated(uri: str, folder: Path, scores: list[RolloutScore]) -> str:
     facts = {"benchmark": "b1", "metric_version": METRIC_VERSION, "items": len(scores) // 2}
     (folder / "metrics.json").write_text(json.dumps({**metrics, **facts}))
     (folder / "samples.jsonl").write_text("")
-    parent = tracking.start_pipeline_run("registry", "run", uri=uri)
-    with tracking.step(parent, "evaluate hdpo", uri=uri) as run:
+    with tracking.step(tracking.PipelineRun("registry", "run"), "evaluate hdpo", uri=uri) as run:
         run.evaluation("hdpo", folder, folder / "scores.jsonl", folder)
     return run.run_id
 

@@ -8,11 +8,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from pydantic import BaseModel
 
@@ -20,6 +22,7 @@ from toolwise import tracking
 from toolwise.errors import BackendError, InputError
 from toolwise.evaluation.metrics import RolloutScore, flatten, summarise, write_scores
 from toolwise.storage import content_digest
+from toolwise.tracking import PipelineRun, delivery
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
@@ -35,8 +38,8 @@ def client(uri: str) -> MlflowClient:
 
 
 @pytest.fixture
-def parent(uri: str, request: pytest.FixtureRequest) -> str:
-    return tracking.start_pipeline_run(request.node.name, "run 1", uri=uri)
+def parent(request: pytest.FixtureRequest) -> PipelineRun:
+    return PipelineRun(request.node.name, "run 1")
 
 
 class Nested(BaseModel):
@@ -48,14 +51,23 @@ class Settings(BaseModel):
     inner: Nested = Nested()
 
 
-def nested_runs(client: MlflowClient, parent: str) -> dict[str, Any]:
-    experiment = client.get_run(parent).info.experiment_id
-    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+def parent_run(client: MlflowClient, parent: PipelineRun) -> Run:
+    """The one parent run there is."""
+    experiment = client.get_experiment_by_name(parent.experiment)
+    assert experiment is not None
+    tagged = f"tags.`{tracking.PIPELINE_RUN_TAG}` = '{parent.name}'"
+    (run,) = client.search_runs([experiment.experiment_id], tagged)
+    return run
+
+
+def nested_runs(client: MlflowClient, parent: PipelineRun) -> dict[str, Any]:
+    info = parent_run(client, parent).info
+    found = client.search_runs([info.experiment_id], f"tags.mlflow.parentRunId = '{info.run_id}'")
     return {run.info.run_name or "": run for run in found}
 
 
 def test_a_step_is_a_nested_run_with_settings_curves_and_the_commit(
-    client: MlflowClient, parent: str, uri: str
+    client: MlflowClient, parent: PipelineRun, uri: str
 ):
     with tracking.step(parent, "train_hdpo", params=Settings(), uri=uri) as run:
         for number in range(1200):
@@ -71,7 +83,7 @@ def test_a_step_is_a_nested_run_with_settings_curves_and_the_commit(
 
 
 def test_a_failed_step_says_why_keeps_its_metrics_and_passes_the_error_on(
-    client: MlflowClient, parent: str, uri: str
+    client: MlflowClient, parent: PipelineRun, uri: str
 ):
     def curate() -> None:
         with tracking.step(parent, "curate_sft", uri=uri) as run:
@@ -87,33 +99,63 @@ def test_a_failed_step_says_why_keeps_its_metrics_and_passes_the_error_on(
 
 
 def test_the_parent_run_closes_with_the_state_of_the_pipeline(
-    client: MlflowClient, parent: str, uri: str
+    client: MlflowClient, parent: PipelineRun, uri: str
 ):
     tracking.end_pipeline_run(parent, uri=uri)
-    assert client.get_run(parent).info.status == "FINISHED"
+    assert parent_run(client, parent).info.status == "FINISHED"
     tracking.end_pipeline_run(parent, failure="train_sft failed", uri=uri)
-    run = client.get_run(parent)
+    run = parent_run(client, parent)
     assert run.info.status == "FAILED"
     assert run.data.tags[tracking.FAILURE_TAG] == "train_sft failed"
 
 
 def test_a_pipeline_run_started_again_goes_on_in_the_same_parent_run(
-    client: MlflowClient, uri: str
+    client: MlflowClient, parent: PipelineRun, uri: str
 ):
-    first = tracking.resume_pipeline_run("resumed", "seed 0", uri=uri)
-    tracking.end_pipeline_run(first, failure="killed", uri=uri)
-    assert tracking.resume_pipeline_run("resumed", "seed 0", uri=uri) == first
-    assert client.get_run(first).info.status == "RUNNING"
-    assert tracking.FAILURE_TAG not in client.get_run(first).data.tags
-    assert tracking.resume_pipeline_run("resumed", "seed 1", uri=uri) != first
+    with tracking.step(parent, "train", uri=uri):
+        pass
+    tracking.end_pipeline_run(parent, failure="killed", uri=uri)
+    first = parent_run(client, parent)
+    assert first.data.tags[tracking.FAILURE_TAG] == "killed"
+    with tracking.step(parent, "train", uri=uri):
+        again = parent_run(client, parent)
+        assert again.info.run_id == first.info.run_id
+        assert again.info.status == "RUNNING"
+        assert tracking.FAILURE_TAG not in again.data.tags
+    other = PipelineRun(parent.experiment, "run 2")
+    with tracking.step(other, "train", uri=uri):
+        pass
+    assert parent_run(client, other).info.run_id != first.info.run_id
+
+
+def test_steps_that_begin_at_the_same_moment_are_of_one_parent_run(
+    client: MlflowClient, parent: PipelineRun, uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    """As evaluations in parallel pods where all steps before them were cached."""
+    none_there = threading.Barrier(3)
+    found = delivery.find_experiment
+
+    def found_by_all(*given: Any) -> Any:
+        none_there.wait(30)
+        return found(*given)
+
+    monkeypatch.setattr(delivery, "find_experiment", found_by_all)
+
+    def opened(_: int) -> str:
+        return delivery.pipeline_run_id(MlflowClient(uri), tracking.Connection(uri), parent)
+
+    with ThreadPoolExecutor(3) as pool:
+        ids = set(pool.map(opened, range(3)))
+    assert ids == {parent_run(client, parent).info.run_id}
+    assert opened(0) in ids
 
 
 def test_a_step_whose_process_was_killed_is_marked_when_it_runs_again(
-    client: MlflowClient, parent: str, uri: str
+    client: MlflowClient, parent: PipelineRun, uri: str
 ):
     script = (
         "import os, signal; from toolwise import tracking\n"
-        f"with tracking.step({parent!r}, 'train_sft', uri={uri!r}):\n"
+        f"with tracking.step(tracking.{parent!r}, 'train_sft', uri={uri!r}):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
@@ -126,7 +168,7 @@ def test_a_step_whose_process_was_killed_is_marked_when_it_runs_again(
 
 
 def test_a_step_that_is_still_running_is_not_marked_by_another_of_its_name(
-    client: MlflowClient, parent: str, uri: str
+    client: MlflowClient, parent: PipelineRun, uri: str
 ):
     with tracking.step(parent, "train_hdpo", uri=uri) as first:
         first.flush()
@@ -140,18 +182,18 @@ def test_a_step_that_is_still_running_is_not_marked_by_another_of_its_name(
 
 
 def test_an_attempt_at_other_work_is_not_marked_although_its_spool_is_elsewhere(
-    client: MlflowClient, parent: str, uri: str
+    client: MlflowClient, parent: PipelineRun, uri: str
 ):
     """As of two variants of a training in pods of their own, each with a disk of its own."""
     killed = (
         "import os, shutil, signal; from toolwise import tracking\n"
-        f"with tracking.step({parent!r}, 'train', attempt='{{}}', uri={uri!r}) as run:\n"
+        f"with tracking.step(tracking.{parent!r}, 'train', attempt='{{}}', uri={uri!r}) as run:\n"
         "    run.flush(); shutil.rmtree(os.environ['TOOLWISE_SPOOL'])\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
-    experiment = client.get_run(parent).info.experiment_id
 
     def status(attempt: str) -> list[str]:
+        experiment = parent_run(client, parent).info.experiment_id
         tagged = f"tags.`toolwise.attempt` = '{attempt}'"
         return [run.info.status for run in client.search_runs([experiment], tagged)]
 
@@ -167,7 +209,7 @@ def test_an_attempt_at_other_work_is_not_marked_although_its_spool_is_elsewhere(
 
 
 def test_a_run_that_was_marked_and_finishes_after_all_has_no_failure(
-    client: MlflowClient, parent: str, uri: str
+    client: MlflowClient, parent: PipelineRun, uri: str
 ):
     with tracking.step(parent, "train", uri=uri) as run:
         client.set_tag(run.run_id, tracking.FAILURE_TAG, "the process was killed")
@@ -177,10 +219,12 @@ def test_a_run_that_was_marked_and_finishes_after_all_has_no_failure(
     assert tracking.FAILURE_TAG not in stored.data.tags
 
 
-def test_processes_that_log_at_once_lose_nothing(client: MlflowClient, parent: str, uri: str):
+def test_processes_that_log_at_once_lose_nothing(
+    client: MlflowClient, parent: PipelineRun, uri: str
+):
     script = (
         "import sys; from toolwise import tracking\n"
-        f"with tracking.step({parent!r}, sys.argv[1], uri={uri!r}) as run:\n"
+        f"with tracking.step(tracking.{parent!r}, sys.argv[1], uri={uri!r}) as run:\n"
         "    for i in range(10):\n"
         "        run.log({'loss': float(i)}, i); run.flush()"
     )
@@ -255,7 +299,7 @@ def stage(tmp_path: Path) -> Path:
 
 
 def test_an_evaluation_is_linked_to_its_model_and_benchmark_and_traced(
-    client: MlflowClient, parent: str, uri: str, stage: Path, tmp_path: Path
+    client: MlflowClient, parent: PipelineRun, uri: str, stage: Path, tmp_path: Path
 ):
     benchmark = tmp_path / "benchmark.parquet"
     benchmark.write_bytes(b"items")
@@ -348,11 +392,11 @@ def test_a_passing_fault_of_the_server_is_survived(faulty: str):
 def test_a_lasting_fault_stops_the_step_with_the_address_and_the_last_error(faulty: str):
     Faulty.failures = 1000
     with pytest.raises(BackendError, match=rf"MLflow at {faulty} failed 5 times.*503"):
-        tracking.start_pipeline_run("demo", "run", uri=faulty)
+        tracking.Connection(faulty).request(lambda c: c.get_experiment_by_name("demo"))
     assert Faulty.asked == 5
 
 
 def test_an_unwritable_store_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/runs cannot be written to"):
-        tracking.start_pipeline_run("demo", "run", uri=f"sqlite:///{tmp_path}/file/runs/mlflow.db")
+        _ = tracking.Connection(f"sqlite:///{tmp_path}/file/runs/mlflow.db").client

@@ -7,16 +7,12 @@ directly, with a bound on retries.
 """
 
 from toolwise.tracking.connection import Connection
-from toolwise.tracking.delivery import DIGEST_TAG
+from toolwise.tracking.delivery import DIGEST_TAG, FAILURE_TAG, PIPELINE_RUN_TAG
+from toolwise.tracking.entries import PipelineRun
 from toolwise.tracking.provenance import git_commit
 from toolwise.tracking.runs import (
-    FAILURE_TAG,
-    PIPELINE_RUN_TAG,
-    PipelineRun,
     Run,
     end_pipeline_run,
-    resume_pipeline_run,
-    start_pipeline_run,
     step,
 )
 
@@ -29,7 +25,5 @@ __all__ = [
     "Run",
     "end_pipeline_run",
     "git_commit",
-    "resume_pipeline_run",
-    "start_pipeline_run",
     "step",
 ]

@@ -8,6 +8,7 @@ has; runs and logged models are looked up by a tag before they are made.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 
 from mlflow.entities import (
@@ -58,6 +59,11 @@ DIGEST_TAG = "toolwise.digest"
 ATTEMPT_TAG = "toolwise.attempt"
 """Tag of a step's run; attempts at the same work have the same value."""
 
+SETTLING_SECONDS = 2.0
+"""How long steps that open a parent run at the same moment wait for each other: longer than MLflow
+takes for a reply."""
+
+_AGREED_TAG = "toolwise.agreed"
 _SPOOL_TAG = "toolwise.spool"
 _PARAMS = 100
 _POINTS = 1000  # most that MLflow takes at once
@@ -87,7 +93,9 @@ class Delivery:
         """Find or make the run that the spool is about."""
         if not isinstance(first, OpenRun):
             return
-        parent_id = _parent(self._client, self._connection, first.parent, reopen=self._live)
+        parent_id = pipeline_run_id(self._client, self._connection, first.parent)
+        if self._live:
+            _reopen(self._client, parent_id)
         self.experiment_id = self._client.get_run(parent_id).info.experiment_id
         tagged = f"tags.`{_SPOOL_TAG}` = '{self._spool.name}'"
         found = self._client.search_runs([self.experiment_id], tagged)
@@ -134,7 +142,7 @@ class Delivery:
             case EndRun():
                 end(client, self.run_id, entry.state, entry.failure, entry.ended)
             case EndPipeline():
-                run_id = _parent(client, self._connection, entry.run, reopen=False)
+                run_id = pipeline_run_id(client, self._connection, entry.run)
                 kill_unfinished(client, self._connection, run_id)
                 end(client, run_id, *_ending(client, run_id, entry), entry.ended)
             case OpenRun():
@@ -220,33 +228,45 @@ def find_model(client: MlflowClient, experiment_id: str, digest: str) -> LoggedM
     return next(iter(found), None)
 
 
-def find_pipeline_run(client: MlflowClient, run: PipelineRun) -> str | None:
-    """Id of the parent run; None where there is none."""
+def pipeline_run_id(client: MlflowClient, connection: Connection, run: PipelineRun) -> str:
+    """Id of the parent run, made if it is new; steps that begin at the same moment agree on one.
+
+    MLflow lets two runs have one name, so each step looks again after a while for what the others
+    have made, and all keep the same.
+    """
+    mine = None
+    found = _parents(client, run)
+    if not found:
+        tags = provenance() | {PIPELINE_RUN_TAG: run.name}
+        experiment_id = find_experiment(client, connection, run.experiment).experiment_id
+        mine = client.create_run(experiment_id, tags=tags, run_name=run.name).info.run_id
+    if not found or _AGREED_TAG not in found[0].data.tags:
+        time.sleep(SETTLING_SECONDS)
+        found = _parents(client, run)
+        client.set_tag(found[0].info.run_id, _AGREED_TAG, "true")
+    kept = found[0].info.run_id
+    if mine not in (None, kept):
+        client.delete_run(mine)
+    return kept
+
+
+def _parents(client: MlflowClient, run: PipelineRun) -> list[Run]:
+    """The parent runs of this name: first what is agreed on, or else what will be."""
     experiment = client.get_experiment_by_name(run.experiment)
     if experiment is None:
-        return None
+        return []
     query = f"tags.`{PIPELINE_RUN_TAG}` = '{run.name}'"
     found = client.search_runs([experiment.experiment_id], query)
-    return found[0].info.run_id if found else None
+    return sorted(found, key=lambda one: (_AGREED_TAG not in one.data.tags, one.info.run_id))
 
 
-def _parent(
-    client: MlflowClient, connection: Connection, run: PipelineRun | str, *, reopen: bool
-) -> str:
-    """Id of the parent run, made if it is new; `reopen`: it is running again."""
-    if isinstance(run, str):
-        return run
-    run_id = find_pipeline_run(client, run)
-    if run_id is None:
-        tags = provenance() | {PIPELINE_RUN_TAG: run.name}
-        return create_pipeline_run(client, connection, run, tags)
-    if reopen:
-        stored = client.get_run(run_id)
-        if stored.info.status != "RUNNING":
-            client.update_run(run_id, "RUNNING")
-        if FAILURE_TAG in stored.data.tags:
-            client.delete_tag(run_id, FAILURE_TAG)
-    return run_id
+def _reopen(client: MlflowClient, run_id: str) -> None:
+    """Have a parent run that had ended running again."""
+    stored = client.get_run(run_id)
+    if stored.info.status != "RUNNING":
+        client.update_run(run_id, "RUNNING")
+    if FAILURE_TAG in stored.data.tags:
+        client.delete_tag(run_id, FAILURE_TAG)
 
 
 def _ending(client: MlflowClient, run_id: str, entry: EndPipeline) -> tuple[State, str | None]:
@@ -272,14 +292,6 @@ def _ending(client: MlflowClient, run_id: str, entry: EndPipeline) -> tuple[Stat
 def _step(run: Run) -> str:
     """The step that a nested run is of."""
     return run.data.tags.get(STEP_TAG) or str(run.info.run_name)
-
-
-def create_pipeline_run(
-    client: MlflowClient, connection: Connection, run: PipelineRun, tags: dict[str, str]
-) -> str:
-    """Open a new parent run, in its experiment, which is made if it is new."""
-    experiment_id = find_experiment(client, connection, run.experiment).experiment_id
-    return client.create_run(experiment_id, tags=tags, run_name=run.name).info.run_id
 
 
 def find_experiment(client: MlflowClient, connection: Connection, name: str) -> Experiment:

@@ -34,14 +34,14 @@ class OpenRun(_Entry):
     """A step begins: the first entry of its spool.
 
     Attributes:
-        parent: the pipeline run, by its names or by MLflow's id.
+        parent: the pipeline run.
         name: the step's.
         tags: of the run.
         started: milliseconds since 1970.
     """
 
     do: Literal["open"] = "open"
-    parent: PipelineRun | str
+    parent: PipelineRun
     name: str
     tags: dict[str, str]
     started: int
@@ -160,7 +160,7 @@ class EndPipeline(_Entry):
     """
 
     do: Literal["end pipeline"] = "end pipeline"
-    run: PipelineRun | str
+    run: PipelineRun
     state: State
     failure: str | None
     by_steps: bool = False

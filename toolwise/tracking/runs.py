@@ -19,11 +19,7 @@ from toolwise.tracking import entries
 from toolwise.tracking.connection import Connection
 from toolwise.tracking.delivery import (
     ATTEMPT_TAG,
-    FAILURE_TAG,
-    PIPELINE_RUN_TAG,
     STEP_TAG,
-    create_pipeline_run,
-    find_pipeline_run,
 )
 from toolwise.tracking.entries import PipelineRun
 from toolwise.tracking.provenance import provenance
@@ -41,57 +37,8 @@ class DataFile(NamedTuple):
     digest: str
 
 
-def start_pipeline_run(
-    experiment: str,
-    name: str,
-    *,
-    params: BaseModel | Mapping[str, Any] | None = None,
-    tags: Mapping[str, str] | None = None,
-    uri: str | None = None,
-) -> str:
-    """Open the parent run of one pipeline run.
-
-    Args:
-        experiment: the profile's name; made if it is new, its artifacts beside an SQLite file.
-        name: what the UI calls the run.
-        params: the profile and the seed.
-        tags: anything else.
-        uri: see `Connection`.
-
-    Returns:
-        The run id, to be handed to `step` in whatever process.
-
-    Raises:
-        BackendError: MLflow is away.
-    """
-    connection = Connection(uri)
-    run = PipelineRun(experiment, name)
-    all_tags = {**provenance(), **(tags or {})}
-    run_id = connection.request(lambda c: create_pipeline_run(c, connection, run, all_tags))
-    for key, value in _flat(params):
-        connection.request(lambda c, key=key, value=value: c.log_param(run_id, key, value))
-    return run_id
-
-
-def resume_pipeline_run(experiment: str, name: str, *, uri: str | None = None) -> str:
-    """Id of the parent run called `name`, running again where it had ended; opened if it is new.
-
-    Raises:
-        BackendError: MLflow is away.
-    """
-    connection = Connection(uri)
-    found = connection.request(lambda c: find_pipeline_run(c, PipelineRun(experiment, name)))
-    if found is None:
-        return start_pipeline_run(experiment, name, tags={PIPELINE_RUN_TAG: name}, uri=uri)
-    stored = connection.request(lambda client: client.get_run(found))
-    connection.request(lambda client: client.update_run(found, "RUNNING"))
-    if FAILURE_TAG in stored.data.tags:
-        connection.request(lambda client: client.delete_tag(found, FAILURE_TAG))
-    return found
-
-
 def end_pipeline_run(
-    run: PipelineRun | str,
+    run: PipelineRun,
     *,
     failure: str | None = None,
     cancelled: bool = False,
@@ -102,7 +49,7 @@ def end_pipeline_run(
     """Close the parent run; steps cut off are `KILLED`.
 
     Args:
-        run: the pipeline run, by its names or by MLflow's id.
+        run: the pipeline run.
         failure: why it did not succeed; None where it did, which makes it `FINISHED`.
         cancelled: somebody ended it, which makes it `KILLED` rather than `FAILED`.
         by_steps: where steps failed, their reasons stand for `failure`.
@@ -123,7 +70,7 @@ def end_pipeline_run(
 
 @contextmanager
 def step(
-    parent: PipelineRun | str,
+    parent: PipelineRun,
     name: str,
     *,
     params: BaseModel | Mapping[str, Any] | None = None,
@@ -136,7 +83,7 @@ def step(
     the step is on record as soon as it is back.
 
     Args:
-        parent: the pipeline run, by its names or by MLflow's id.
+        parent: the pipeline run.
         name: the step's.
         params: its settings.
         attempt: what two attempts at the same work have in common; by default the step's name.
