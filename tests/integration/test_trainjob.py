@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import boto3
 import pytest
@@ -27,7 +28,7 @@ from toolwise.errors import BackendError, InputError
 from toolwise.kubernetes.toleration import Toleration
 from toolwise.steps import node, run_step
 from toolwise.steps.node import Word, word_in
-from toolwise.storage import content_digest, local_copy
+from toolwise.storage import content_digest, local_copy, publish
 from toolwise.tools import tool_schemas
 from toolwise.training.hardware import HardwareSettings
 from toolwise.training.launcher import following
@@ -35,7 +36,7 @@ from toolwise.training.launcher.cluster import CLUSTER_VARIABLE, Cluster
 from toolwise.training.launcher.following import TrainJobs
 from toolwise.training.launcher.trainjob import NodeWork, job_name, train_job
 from toolwise.training.launcher.vllm_servers import server_address, server_objects
-from toolwise.training.settings import SftSettings
+from toolwise.training.settings import HdpoSettings, SftSettings
 from toolwise.training.sft import train_sft
 
 HARDWARE = HardwareSettings(gpu="h100-80gb", nodes=2, vllm="server", vllm_gpus=4)
@@ -443,6 +444,35 @@ def test_a_node_without_the_profiles_gpus_says_so_before_it_trains(
     assert node.main([work.model_dump_json()]) == 1
     assert f"{following.ERROR}the profile trains on 1 × h100-80gb" in capsys.readouterr().err
     assert not (step_pod / "published").exists()
+
+
+@pytest.mark.parametrize("vllm", ["server", "colocated"])
+@pytest.mark.parametrize("ending", ["Complete", "Failed"])
+def test_gpus_of_a_server_beside_it_are_given_back_at_the_end(
+    step_pod: Path, kubernetes, ending: str, vllm: Literal["server", "colocated"]
+) -> None:
+    """The server goes with its `TrainJob`; without one, its pods stay to be looked at."""
+    cluster = kubernetes(statuses=[RUNNING])
+    hardware = HardwareSettings(gpu="h100-80gb", context_tokens=512, vllm=vllm)
+    made = HdpoSettings(steps=1, keep_checkpoints=1, hardware=hardware)
+    (step_pod / "corpus.jsonl").write_text("{}")
+    inputs = {"model": "base", "curated": "curated", "corpus": "corpus.jsonl"}
+
+    def publish_once_followed() -> None:
+        if cluster.looked.wait(600):
+            publish(step_pod / "base", f"{CLUSTER.exchange}/outputs/{next(iter(cluster.jobs))}")
+            cluster.statuses.append(condition(ending))
+
+    publishing = threading.Thread(target=publish_once_followed)
+    publishing.start()
+    with nullcontext() if ending == "Complete" else pytest.raises(BackendError, match="failed"):
+        paths = {name: str(step_pod / path) for name, path in inputs.items()}
+        step = run_step("train-hdpo", made.model_dump_json(), 0, **paths)
+        assert (step.outputs["checkpoint"] / "model.safetensors").exists()
+    publishing.join()
+    names = [body["metadata"]["name"] for path, body in cluster.made if path == JOBS]
+    assert [path for path, _ in cluster.made[1:]] == [DEPLOYMENTS, SERVICES] * (vllm == "server")
+    assert cluster.deleted == names * (vllm == "server")
 
 
 def test_a_step_that_is_told_to_stop_deletes_its_trainjob(step_pod: Path, kubernetes) -> None:

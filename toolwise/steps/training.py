@@ -57,13 +57,14 @@ def train_on_cluster(step: Step, cluster: Cluster, jobs: TrainJobs | None = None
     """Do the step in the pods of a `TrainJob`: start it, follow it, and fetch the checkpoint.
 
     A step that is cut off and run again follows the `TrainJob` it had started. One that is told to
-    stop deletes it.
+    stop deletes it. A vLLM server beside it would keep its GPUs after the end, so such a `TrainJob`
+    is deleted, and the server with it.
 
     Raises:
         BackendError: the cluster refused or lost the `TrainJob`, or the training failed there.
     """
     from toolwise.storage import local_copy
-    from toolwise.training.launcher.following import TrainJobs
+    from toolwise.training.launcher.following import TrainJobLost, TrainJobs
     from toolwise.training.launcher.trainjob import NodeWork, job_name, train_job
     from toolwise.training.launcher.vllm_servers import server_address, server_objects
 
@@ -96,11 +97,19 @@ def train_on_cluster(step: Step, cluster: Cluster, jobs: TrainJobs | None = None
         if beside:
             jobs.put(*server_objects(name, started, inputs["model"], hardware, cluster))
         log = TrainingLog(step.run)
-        jobs.follow(name, lambda line: _hear(step, log, line))
+        try:
+            jobs.follow(name, lambda line: _hear(step, log, line))
+        except TrainJobLost:
+            if beside:
+                jobs.cancel(name)
+            raise
     if settings.keep_checkpoints > 1 and settings.steps > settings.checkpoint_every:
         address = kept_address(work.output)
         log_kept(step, local_copy(address), address)
-    return {"checkpoint": local_copy(work.output)}
+    checkpoint = local_copy(work.output)
+    if beside:
+        jobs.cancel(name)
+    return {"checkpoint": checkpoint}
 
 
 def log_kept(step: Step, folder: Path, address: str = "") -> None:

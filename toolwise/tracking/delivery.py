@@ -243,9 +243,10 @@ def pipeline_run_id(client: MlflowClient, connection: Connection, run: PipelineR
     if not found or _AGREED_TAG not in found[0].data.tags:
         time.sleep(SETTLING_SECONDS)
         found = _parents(client, run)
-        client.set_tag(found[0].info.run_id, _AGREED_TAG, "true")
     kept = found[0].info.run_id
-    if mine not in (None, kept):
+    if mine == kept:
+        client.set_tag(kept, _AGREED_TAG, "true")
+    elif mine is not None:
         client.delete_run(mine)
     return kept
 

@@ -35,6 +35,10 @@ _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 T = TypeVar("T")
 
 
+class TrainJobLost(BackendError):
+    """A `TrainJob` that will not go on: it failed, or gives no sign of life."""
+
+
 @dataclass
 class TrainJobs:
     """The `TrainJob`s of the namespace this pod is in, or of the current context.
@@ -120,9 +124,9 @@ class TrainJobs:
             heard: gets every line its first node writes.
 
         Raises:
-            BackendError: it failed (with its reason, and the errors of its nodes or else the first
-                one's last lines), somebody deleted it, or there was no sign of life of it for
-                `patience` seconds.
+            TrainJobLost: it failed (with its reason, and the errors of its nodes or else the first
+                one's last lines), or there was no sign of life of it for `patience` seconds.
+            BackendError: somebody deleted it, or the cluster cannot be reached.
         """
         log = _Log()
         seen, since = "", time.monotonic()
@@ -140,14 +144,14 @@ class TrainJobs:
                 return
             if failed := _condition(job, "Failed"):
                 why = _quoted(self._errors(name)) or log.end
-                raise BackendError(
+                raise TrainJobLost(
                     f"TrainJob {name} failed: {failed['reason']}: {failed['message']}{why}"
                 )
             state = str(job.get("status", {}).get("jobsStatus"))
             if state != seen:
                 seen, since = state, time.monotonic()
             if time.monotonic() - since > self.patience:
-                raise BackendError(
+                raise TrainJobLost(
                     f"TrainJob {name} has given no sign of life for {self.patience:g} seconds: "
                     f"{self._why_not(name)}{log.end}"
                 )
