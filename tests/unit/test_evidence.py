@@ -100,6 +100,7 @@ def test_an_evaluation_that_is_no_evidence_is_rejected_with_the_reason(
     ("other", "reason"),
     [
         ({"benchmark": "cd" * 32}, "it answered other items (cdcdcdcdcdcd, here abababababab)"),
+        ({"corpus": "cd" * 32}, "it searched other texts (cdcdcdcdcdcd, here unknown ones)"),
         ({"metric_version": 7}, "measured by version 7 of the metrics, here by version 1"),
         ({"metric_version": None}, "measured by metrics without a version, here by version 1"),
         (

@@ -85,6 +85,11 @@ class Measured(Protocol):
         ...
 
     @property
+    def corpus(self) -> str | None:
+        """Digest of the texts that were searched, where they were a file."""
+        ...
+
+    @property
     def metric_version(self) -> int | None:
         """Of the definitions of what is scored."""
         ...
@@ -101,6 +106,7 @@ class Measurement(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     benchmark: str | None = None
+    corpus: str | None = None
     metric_version: int | None = None
     settings: AnswerSettings = AnswerSettings()
 
@@ -116,6 +122,9 @@ def unlike(theirs: Measured, ours: Measured, mode: ToolsOnMode) -> Iterator[str]
     if theirs.benchmark != ours.benchmark:
         there, here = _digest(theirs.benchmark), _digest(ours.benchmark)
         yield f"it answered other items ({there}, here {here})"
+    if theirs.corpus != ours.corpus:
+        there, here = _digest(theirs.corpus), _digest(ours.corpus)
+        yield f"it searched other texts ({there}, here {here})"
     if theirs.metric_version != ours.metric_version:
         yield (
             f"it was measured by {version_of_metrics(theirs.metric_version)}, here by "

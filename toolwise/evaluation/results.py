@@ -60,6 +60,7 @@ def publish_results(
         "solvable": sum(solvable_items(scores).values()),
         "checkpoint": identity.model,
         "benchmark": identity.benchmark,
+        "corpus": identity.corpus,
         "sources": Counter(task.source for task in tasks),
         "metric_version": METRIC_VERSION,
         "seed": identity.seed,

@@ -54,10 +54,10 @@ def evaluate(
         out_dir: gets `scores.jsonl` (a `RolloutScore` per line), `metrics.json` (summaries of
             `greedy` and `sampled` answers, number of `items`, in all and by `sources`, and of those
             `solvable` without tools, digests of the `checkpoint` (of a served model its name and
-            address) and of the `benchmark`, the `metric_version`, settings and versions; of a
-            published benchmark also its own `score`, as `published`) and `samples.jsonl` (whole
-            greedy rollouts); all or none. Until then answers gather, a line each time some come, in
-            `.<name>.work.jsonl` beside it.
+            address), of the `benchmark` and of the `corpus`, the `metric_version`, settings and
+            versions; of a published benchmark also its own `score`, as `published`) and
+            `samples.jsonl` (whole greedy rollouts); all or none. Until then answers gather, a line
+            each time some come, in `.<name>.work.jsonl` beside it.
         settings: how.
         seed: of the sampling.
         progress: told how far it is.

@@ -45,6 +45,7 @@ class Evaluation:
         checkpoint: digest of the model that answered; of a served one its name and address.
         model: name and address of a served one; None of a checkpoint that was loaded.
         settings: how the answers were given.
+        corpus: digest of the texts that were searched, where they were a file.
     """
 
     scores: Sequence[RolloutScore]
@@ -55,6 +56,7 @@ class Evaluation:
     checkpoint: str | None = None
     model: Mapping[str, str] | None = None
     settings: AnswerSettings = field(default_factory=AnswerSettings)
+    corpus: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
