@@ -44,14 +44,18 @@ def install(packages: Sequence[str]) -> None:
             subprocess.run(["apt-get", "-qq", *command], env=environment, check=True)
 
 
-def make_base(folder: Path) -> Building:
+def make_base(folder: Path, *, headers: bool = False) -> Building:
     """Debian 12 with Python 3.11, as `BASE`.
 
     It trusts the certificates that this machine trusts, so that builds reach what it reaches.
+
+    Args:
+        folder: scratch space.
+        headers: with those of Python, which the trainer's compiler needs.
     """
     clock = Clock()
     root = folder / "root"
-    wanted = "--include=python3,python3-venv,ca-certificates"
+    wanted = f"--include=python3,python3-venv,ca-certificates{',python3-dev' * headers}"
     # It mounts /proc in there, which goes with it also where it is killed.
     alone = ("unshare", "--mount", "--propagation", "private")
     run(*alone, "debootstrap", "--variant=minbase", wanted, "bookworm", str(root), DEBIAN)

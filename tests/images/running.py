@@ -68,6 +68,25 @@ from toolwise.steps import run_step
 made = run_step("prepare-data", load_profile("smoke").data.model_dump_json(), 0)
 print("made", *sorted(made.outputs))
 """
+TRAIN = """
+from toolwise.profile import load_profile
+from toolwise.steps import run_step
+settings = load_profile("smoke").base.model_copy(update={"steps": 2})
+model = run_step("base-model", settings.model_dump_json(), 0).outputs["model"]
+print("made", *sorted(file.name for file in model.iterdir()))
+"""
+# Triton's driver module is the only thing it compiles with C; the library it is linked with comes
+# with the driver of a GPU, so here stands an empty one.
+COMPILE = """
+import pathlib, subprocess, torch, triton, trl, vllm
+from triton.backends.nvidia import driver
+from triton.runtime.build import _build
+library = ["gcc", "-shared", "-o", "/tmp/libcuda.so.1", "-x", "c", "/dev/null"]
+subprocess.run(library, check=True)
+source = pathlib.Path(driver.dirname, "driver.c")
+made = _build("utils", str(source), "/tmp", ["/tmp"], driver.include_dirs, driver.libraries, [])
+print("CUDA", torch.version.cuda, "vLLM", vllm.__version__, "made", pathlib.Path(made).name)
+"""
 
 
 def check(image: str) -> list[str]:
@@ -84,12 +103,15 @@ def check(image: str) -> list[str]:
     looked = run(
         *PODMAN, "run", "--rm", *RESTRICTED, "--entrypoint=python", reference(image), "-c", LOOKING
     )
-    expect(image, json.loads(looked), FOUND)
+    large = {"build tools": ["gcc", "ld"], "torch": True} if image == "trainer" else {}
+    expect(image, json.loads(looked), FOUND | large)
+    without = "pip" if large else "compiler, pip or torch"
     held = [
         "user 10001; nothing but /tmp can be written",
-        "no compiler, pip or torch; lists of packages are there",
+        f"no {without}; lists of packages are there",
     ]
-    return held + {"operator": operator, "agent": agent, "sandbox": sandbox}[image]()
+    checks = {"operator": operator, "agent": agent, "sandbox": sandbox, "trainer": trainer}
+    return held + checks[image]()
 
 
 def configuration(image: str) -> dict[str, Any]:
@@ -112,6 +134,21 @@ def operator() -> list[str]:
     step = run(*image, tracked, "--entrypoint=python", reference("operator"), "-c", PREPARE)
     expect("operator", "made benchmark corpus tasks trajectories" in step, True)
     return ["toolwise --help", "toolwise compile --profile qwen3-vl-8b", "the step prepare-data"]
+
+
+def trainer() -> list[str]:
+    """Two steps of training, on the CPU; what vLLM and Triton need is there."""
+    image = (*PODMAN, "run", "--rm", *RESTRICTED, "--shm-size=1g")
+    tracked = "--env=MLFLOW_TRACKING_URI=sqlite:////tmp/mlflow.db"
+    python = ("--entrypoint=python", reference("trainer"), "-c")
+    trained = run(*image, tracked, *python, TRAIN)
+    expect("trainer", "model.safetensors" in trained, True)
+    compiled = run(*image, *python, COMPILE).splitlines()[-1]
+    expect("trainer", "made utils" in compiled, True)
+    return [
+        "the step base-model, on the CPU",
+        f"vLLM is imported, Triton's driver compiled: {compiled}",
+    ]
 
 
 def sandbox() -> list[str]:
