@@ -149,7 +149,13 @@ class DexSession:
             back = urlsplit(self.url).path or "/"
             page = browser.get(httpx.URL(self.url).join("/oauth2/start"), params={"rd": back})
         if not page.history and page.is_success:
-            raise InputError(f"{self.url} asks nobody to sign in: leave KFP_USERNAME out")
+            raise InputError(
+                f"{self.url} has no form to sign in with. Dex is at the gateway: give its address "
+                "in KFP_HOST, such as https://kubeflow.example.com/pipeline, or "
+                "http://localhost:8080/pipeline behind `kubectl -n istio-system port-forward "
+                "svc/istio-ingressgateway 8080:80`. A server for a single user asks nobody: leave "
+                "KFP_USERNAME out"
+            )
         if page.url.path.endswith("/auth"):
             # Dex offers several places where users may be.
             chosen = page.url.copy_with(path=f"{page.url.path}/{self.connector}")

@@ -70,6 +70,7 @@ class Pipelines:
         refuse: answer 403 to all but `healthz`.
         token: what requests have to carry, where the server asks for a token.
         sessions: valid session cookies, where it asks for one (then it has a Dex).
+        page: whether it shows everybody its pages, as it does behind a port-forward.
     """
 
     known_pipeline: bool = False
@@ -81,6 +82,7 @@ class Pipelines:
     refuse: bool = False
     token: str | None = None
     sessions: set[str] | None = None
+    page: bool = False
     logins: int = 0
     calls: list[Call] = field(default_factory=list)
 
@@ -150,6 +152,8 @@ def _handler(state: Pipelines) -> type[BaseHTTPRequestHandler]:
                     self._reply(400, {"error": f"{path}: namespace {named.get('namespace')}"})
                     return
             match method, path:
+                case "GET", "/" if state.page:
+                    self._send(200, b"<html>Kubeflow Pipelines", "text/html")
                 case "GET", "/healthz":
                     self._reply(200, {"multi_user": state.multi_user})
                 case "GET", "/pipelines":

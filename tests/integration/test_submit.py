@@ -192,6 +192,10 @@ def test_a_user_signs_in_at_dex_and_again_when_the_session_has_expired(serve: Se
     open_to_all = serve(Pipelines())
     with pytest.raises(BackendError, match="no form of Dex"):
         credentials(open_to_all.url, login).headers()
+    forwarded = serve(Pipelines(page=True))
+    gateway = r"Dex is at the gateway.* KFP_HOST.*svc/istio-ingressgateway.*leave KFP_USERNAME out"
+    with pytest.raises(InputError, match=gateway):
+        credentials(forwarded.url, login).headers()
 
 
 KUBECTL = """#!/bin/sh

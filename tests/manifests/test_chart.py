@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+import boto3
 import helm_python as helm
 import httpx
 import pytest
+from moto.server import ThreadedMotoServer
 from prometheus_client import REGISTRY
 from tenacity import Retrying, stop_after_delay, wait_fixed
 
@@ -149,12 +154,13 @@ def test_the_defaults_lint_as_well() -> None:
         ("_network.tpl", "kserve.io/inferenceservice", "kserve.io/inferenceservce"),
         ("_network.tpl", "app.kubernetes.io/name: vllm", "app.kubernetes.io/name: vlm"),
         ("_network.tpl", "operator: Exists", "operator: Exist"),
+        ("_network.tpl", "169.254.0.0/16", "169.254.0.0/61"),
         ("accounts.yaml", "name: {{ $.Values.storage.secret }}", "name: toolwise-storag"),
         ("accounts.yaml", "resources: [trainjobs]", "resources: [trainjob]"),
         ("accounts.yaml", "[kfp-launcher]", "[kfp-luncher]"),
         ("accounts.yaml", "verbs: [create, get, delete]", "verbs: [create, gte, delete]"),
         ("tests/_test.tpl", "helm.sh/hook: test", "helm.sh/hook: tests"),
-        ("tests/mlflow.yaml", "import sys, ", "import sys "),
+        ("tests/searxng.yaml", "import json, ", "import json "),
         ("tests/searxng.yaml", ":8080/search", ":8081/search"),
     ],
 )
@@ -367,6 +373,47 @@ def test_the_sandbox_reaches_nothing_and_every_other_pod_only_what_is_named(
     assert "env" not in pod.spec["containers"][0]
 
 
+def reaches(pod: Pod, address: str, port: int, documents: list[Document]) -> bool:
+    """Whether a policy lets a pod out to an address that is no pod's."""
+
+    def named(peer: Document) -> bool:
+        if "ipBlock" not in peer:
+            return False
+        block, *left_out = [
+            ip_network(b) for b in (peer["ipBlock"]["cidr"], *peer["ipBlock"].get("except", ()))
+        ]
+        return ip_address(address) in block and not any(ip_address(address) in b for b in left_out)
+
+    return any(
+        port in [p["port"] for p in rule["ports"]]
+        and ("to" not in rule or any(named(peer) for peer in rule["to"]))
+        for policy in policies(pod, documents)
+        for rule in policy.get("egress", ())
+    )
+
+
+def test_agents_models_and_mlflow_reach_s3_and_the_web_but_no_metadata_service() -> None:
+    given = merged(values("values-gpu"), AGENT, {"networkPolicy": {"storagePorts": [443, 9000]}})
+    documents = render(given)
+    asked_for = render(merged(given, {"networkPolicy": {"metadataService": True}}))
+    made = [pod for document in documents for pod in pods(document)]
+    out = [p for p in made if p.owner == "Deployment toolwise-mlflow"]
+    out += [p for p in PODS if p.owner.startswith("KServe")]
+    assert len(out) > 2
+    for pod in out:
+        for public in ("192.0.2.1", "10.1.2.3", "2001:db8::1"):
+            assert reaches(pod, public, 443, documents), pod.owner
+            assert reaches(pod, public, 9000, documents), pod.owner
+        for metadata in ("169.254.169.254", "169.254.170.23", "fd00:ec2::254", "fd20:ce::254"):
+            for port in (80, 443, 9000):
+                assert not reaches(pod, metadata, port, documents), pod.owner
+            assert reaches(pod, metadata, 443, asked_for), pod.owner
+        # An S3 server in a pod: some network plugins hold no block against the address of a pod.
+        rules = [r for policy in policies(pod, documents) for r in policy.get("egress", ())]
+        anywhere = [r for r in rules if {"namespaceSelector": {}} in r.get("to", ())]
+        assert 9000 in {p["port"] for r in anywhere for p in r["ports"]}, pod.owner
+
+
 def test_in_a_namespace_that_is_shared_the_pods_of_others_are_left_alone() -> None:
     # https://github.com/kubeflow/pipelines: a server for one user, in the namespace of its runs
     labels = {"app": "ml-pipeline", "application-crd-id": "kubeflow-pipelines"}
@@ -425,6 +472,61 @@ def test_the_sandboxs_test_fails_where_code_reaches_something(sandbox: str) -> N
     done = asked(sandbox, "none", sandbox)
     assert done.returncode == 1
     assert f"code in the sandbox must not reach {sandbox}" in done.stderr
+
+
+# What `helm test` asks MLflow
+
+
+def test_mlflows_test_passes_with_s3_and_fails_without(
+    small: list[Document], tmp_path: Path
+) -> None:
+    [pod] = pods(the("Pod", "toolwise-test-mlflow", small))
+    [container] = pod.containers
+    *command, told = container["command"]
+    assert (command[:2], told) == (["python", "-c"], "http://toolwise-mlflow:5000")
+    [mlflow] = pods(the("Deployment", "toolwise-mlflow", small))
+    [destination] = [a for a in mlflow.spec["containers"][0]["args"] if "artifacts-d" in a]
+    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3.start()
+    keys = {"AWS_ACCESS_KEY_ID": "toolwise", "AWS_SECRET_ACCESS_KEY": "toolwise"}
+    host, port = s3.get_host_and_port()
+    environment = {**os.environ, **keys, "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}"}
+    boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL_S3"],
+        region_name="us-east-1",
+        aws_access_key_id="toolwise",
+        aws_secret_access_key="toolwise",
+    ).create_bucket(Bucket="toolwise")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    arguments = ["--port", url.rpartition(":")[2], "--workers=1", f"--backend-store-uri={store}"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *arguments, destination],
+        env={**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        start_new_session=True,
+    )
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *command[1:], url], capture_output=True, text=True, timeout=120
+        )
+
+    try:
+        for attempt in Retrying(stop=stop_after_delay(240), wait=wait_fixed(0.5), reraise=True):
+            with attempt:
+                httpx.get(f"{url}/health").raise_for_status()
+        done = ask()
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("/artifacts {}\n")
+        s3.stop()
+        done = ask()
+        assert done.returncode == 1
+        assert "MLflow cannot list its artifacts" in done.stderr
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 # What the code needs
@@ -522,6 +624,13 @@ def test_the_notes_submit_with_the_registry_and_the_tag_that_the_release_pulls()
     assert f"make submit-pipeline PROFILE=qwen3-vl-8b REGISTRY={registry}\n" in said
     said = notes(merged(given, {"image": {"registry": registry, "tag": "20260926"}}))
     assert f"PROFILE=qwen3-vl-8b REGISTRY={registry} TAG=20260926\n" in said
+
+
+def test_the_notes_name_the_ports_that_the_policies_open_to_s3() -> None:
+    given = merged(values("values-gpu"), {"networkPolicy": {"storagePorts": [443, 9443]}})
+    assert "at these ports alone: 443, 9443." in notes(given)
+    given = merged(given, {"networkPolicy": {"enabled": False}})
+    assert "storagePorts" not in notes(given)
 
 
 def test_the_pods_of_helm_test_stay_until_their_logs_are_read(small: list[Document]) -> None:

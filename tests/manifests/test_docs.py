@@ -7,13 +7,17 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 import toolwise
-from tests.manifests.chart import render, values
+from pipelines.placement import secret_keys
+from tests.manifests.chart import CHART, render, values
 from tests.manifests.kustomize import K8S, KUBECTL, built
 from tests.manifests.manifests import Document, check, read
 from tests.manifests.pods import pods
+from tests.manifests.schemas import schema_faults
 from toolwise.profile import load_profile
+from toolwise.storage import S3_KEYS
 from toolwise.tools.search.corpus import read_corpus
 
 PREREQUISITES = K8S / "PREREQUISITES.md"
@@ -62,7 +66,7 @@ def test_gke_sandbox_keeps_the_runtime_class_that_it_brings() -> None:
 
 def test_the_gateway_serves_https_alone_with_cert_managers_certificate() -> None:
     text = section(PREREQUISITES, "Gateway and Istio")
-    issuer, certificate, gateway = manifests(text)
+    issuer, certificate, gateway, *_ = manifests(text)
     assert certificate["spec"]["issuerRef"]["name"] == issuer["metadata"]["name"]
     assert certificate["metadata"]["namespace"] == gateway["metadata"]["namespace"]
     [listener] = gateway["spec"]["listeners"]
@@ -74,6 +78,94 @@ def test_the_gateway_serves_https_alone_with_cert_managers_certificate() -> None
     assert f"gateway.domain={listener['hostname'].removeprefix('*.')} " in flags
     name = f"{gateway['metadata']['namespace']}/{gateway['metadata']['name']}"
     assert f"kserveGateway={name}" in flags
+
+
+def test_whoever_makes_the_gateway_lets_requests_in_to_it() -> None:
+    """Kubeflow's Istio denies what no policy names, and closes its namespace to everybody else."""
+    text = section(PREREQUISITES, "Gateway and Istio")
+    # In one command: nobody gets the gateway without them.
+    [command] = re.findall(r"kubectl apply -f - <<'EOF'\n(.*?)\nEOF", text, re.S)
+    *_, gateway, allowed, opened = read(command)
+    named = gateway["metadata"]
+    assert allowed["kind"] == "AuthorizationPolicy"
+    # A policy holds for Gateways of its own namespace.
+    assert allowed["metadata"]["namespace"] == named["namespace"]
+    group = gateway["apiVersion"].partition("/")[0]
+    target = {"group": group, "kind": gateway["kind"], "name": named["name"]}
+    assert allowed["spec"] == {"action": "ALLOW", "targetRefs": [target], "rules": [{}]}
+    assert [*schema_faults(opened)] == []
+    assert opened["metadata"]["namespace"] == named["namespace"]
+    # The label that Istio gives a Gateway's pods, and the port that they listen at.
+    labels = {"gateway.networking.k8s.io/gateway-name": named["name"]}
+    assert opened["spec"]["podSelector"] == {"matchLabels": labels}
+    ports = [{"port": listener["port"]} for listener in gateway["spec"]["listeners"]]
+    assert opened["spec"]["ingress"] == [{"ports": ports}]
+
+
+def test_kubeflow_pipelines_finds_metacontrollers_kinds_when_it_is_applied() -> None:
+    lines = commands(section(PREREQUISITES, "Kubeflow Pipelines"))
+    kinds, wait, server = lines[:3]
+    assert kinds[:4] == ["kubectl", "apply", "--server-side", "-f"]
+    assert kinds[4].endswith("/third-party/metacontroller/base/crd.yaml")
+    assert wait[:3] == ["kubectl", "wait", "--for=condition=Established"]
+    # The one kind of metacontroller of which there is an object.
+    assert wait[-1] == "crd/decoratorcontrollers.metacontroller.k8s.io"
+    assert server[:4] == ["kubectl", "apply", "--server-side", "-k"]
+    version = server[4].partition("?ref=")[2]
+    assert f"/pipelines/{version}/manifests/" in kinds[4]
+
+
+def secret_of_s3() -> dict[str, str]:
+    [words] = [w for w in commands(section(PREREQUISITES, "S3")) if "create" in w]
+    return dict(
+        word.removeprefix("--from-literal=").split("=", 1) for word in words if "literal" in word
+    )
+
+
+def test_a_runs_artifacts_go_to_the_bucket_with_the_keys_that_its_steps_have() -> None:
+    text = section(PREREQUISITES, "Kubeflow Pipelines")
+    patch = manifests(text)[-1]["data"]
+    profile = load_profile("qwen3-vl-8b")
+    assert profile.kubeflow is not None
+    bucket = str(profile.kubeflow.exchange).removeprefix("s3://").partition("/")[0]
+    root = patch["defaultPipelineRoot"]
+    assert root.startswith(f"s3://{bucket}/")
+    used = (profile.kubeflow.exchange, profile.kubeflow.serving and profile.kubeflow.serving.models)
+    assert root not in used
+    # As Kubeflow Pipelines reads it: backend/src/v2/config/s3.go
+    [store] = yaml.safe_load(patch["providers"])["s3"].values()
+    assert store.keys() <= {"endpoint", "credentials", "region", "disableSSL", "forcePathStyle"}
+    assert store["endpoint"] == secret_of_s3()["AWS_ENDPOINT_URL_S3"]
+    assert store["region"]
+    assert store["credentials"] == {"fromEnv": True}
+    assert set(S3_KEYS) <= set(secret_keys(profile))
+
+
+def test_s3_at_another_port_gets_through_with_the_flag_that_the_page_gives() -> None:
+    text = section(PREREQUISITES, "S3")
+    [port] = re.findall(r"http://minio\.storage\.svc:(\d+)", text)
+    [given] = re.findall(r"--set 'networkPolicy\.storagePorts=\{([\d,]+)\}'", text)
+    default = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]["storagePorts"]
+    assert [int(one) for one in given.split(",")] == [*default, int(port)]
+
+
+# Signing in
+
+
+def test_the_page_signs_in_as_the_account_that_the_profile_has() -> None:
+    text = section(KUBERNETES, "4. The pipeline")
+    [token] = re.findall(r"^export KFP_TOKEN=\$\((.*)\)$", text, re.M)
+    words = shlex.split(token)
+    [profile] = [d for d in manifests(section(PREREQUISITES, "Kubeflow Pipelines")) if "kind" in d]
+    space = profile["metadata"]["name"]
+    assert words[:6] == ["kubectl", "-n", space, "create", "token", "default-editor"]
+    # The audience that the server asks of a token.
+    assert words[words.index("--audience") + 1] == "pipelines.kubeflow.org"
+    assert text.index("export KFP_TOKEN") < text.index("make submit-pipeline")
+    # The address of the other way, and its user, whom the Profile belongs to.
+    [port] = re.findall(r"port-forward svc/istio-ingressgateway (\d+):80", text)
+    assert f"KFP_HOST=http://localhost:{port}/pipeline " in text
+    assert f"KFP_USERNAME={profile['spec']['owner']['name']} " in text
 
 
 # The corpus
@@ -149,7 +241,8 @@ def test_the_workstation_gets_the_secret_and_the_storage_that_the_release_asks_f
         for d in release()
         if (d["kind"], d["metadata"]["name"]) == ("NetworkPolicy", "toolwise-mlflow")
     ]
-    allowed = {p["port"] for rule in policy["egress"] if "to" not in rule for p in rule["ports"]}
+    everybody = {"namespaceSelector": {}}
+    allowed = {p["port"] for r in policy["egress"] if everybody in r["to"] for p in r["ports"]}
     assert int(port) in allowed
     pins = (K8S.parent / "constraints.txt").read_text(encoding="utf-8")
     [image] = [word.rpartition(":")[2] for word in deployment if word.startswith("--image=")]

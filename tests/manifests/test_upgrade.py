@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,34 @@ def test_a_typo_that_loses_the_password_is_caught(
     before = generated(cluster)
     upgrade(releases, SEARCHING, chart)
     assert generated(cluster) != before
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "refused"),
+    [
+        ("http://minio.storage.svc:9000", True),
+        ("https://[fd00::1]:9000/", True),
+        ("http://minio.storage.svc:443", False),
+        ("https://s3.example.com", False),
+        ("https://[fd00::9000]", False),
+    ],
+)
+def test_an_install_is_refused_where_its_policies_would_close_the_port_of_s3(
+    cluster: LocalCluster, releases: helm.Config, endpoint: str, refused: bool
+) -> None:
+    cluster.objects["/api/v1/namespaces/toolwise/secrets/toolwise-storage"] = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "toolwise-storage", "namespace": "toolwise"},
+        "data": {"AWS_ENDPOINT_URL_S3": base64.b64encode(endpoint.encode()).decode()},
+    }
+    given = {**SEARCHING, "networkPolicy": {"storagePorts": [443]}}
+    if refused:
+        with pytest.raises(helm.HelmError, match=r"'networkPolicy\.storagePorts=\{443,9000\}'"):
+            install(releases, given)
+        given["networkPolicy"] = {"storagePorts": [443, 9000]}
+    install(releases, given)
+    assert cluster.the("Deployment", "toolwise-mlflow")
 
 
 @pytest.mark.parametrize("name", VALUES)

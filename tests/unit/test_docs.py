@@ -35,11 +35,16 @@ COMMAND = re.compile(SETTING + r"(?:\.venv/bin/)?toolwise ([a-z][a-z-]*)")
 MODULE = re.compile(SETTING + r"(?:\S*/)?python -m ([\w.]+)")
 
 
+def lines_of_blocks(page: Path) -> list[str]:
+    """Lines of fenced blocks."""
+    text = page.read_text(encoding="utf-8")
+    return [line.strip() for block in FENCE.findall(text) for line in block.splitlines()[1:-1]]
+
+
 def lines_of_code(page: Path) -> list[str]:
     """Lines of fenced blocks, and what stands between backticks."""
     text = page.read_text(encoding="utf-8")
-    fenced = [line.strip() for block in FENCE.findall(text) for line in block.splitlines()[1:-1]]
-    return fenced + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    return lines_of_blocks(page) + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
 
 
 def named(page: Path, pattern: re.Pattern[str]) -> set[str]:
@@ -75,6 +80,24 @@ def test_every_target_command_and_module_exists(page: Path) -> None:
     assert named(page, COMMAND) <= commands
     for module in named(page, MODULE):
         assert importlib.util.find_spec(module), module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_is_set_up_before_a_page_uses_it(page: Path) -> None:
+    lines = [line.removeprefix("$ ") for line in lines_of_blocks(page)]
+    using = [i for i, line in enumerate(lines) if line.startswith(".venv/bin/")]
+    # These make `.venv` where there is none.
+    makes = [i for i, line in enumerate(lines) if re.match(r"make (setup|demo|test)\b", line)]
+    assert not using or (makes and makes[0] < using[0]), lines[using[0]]
+
+
+def test_the_tools_that_the_prerequisites_run_are_named() -> None:
+    page = (ROOT / "k8s/PREREQUISITES.md").read_text(encoding="utf-8")
+    named = set(
+        re.findall(r"`(\w+)`", page.partition("## Tools on your machine")[2].split("\n\n")[1])
+    )
+    # What Kubeflow's distribution runs, section by section.
+    assert {"kubectl", "helm", "git", "kustomize"} <= named
 
 
 def test_pages_name_what_they_are_about() -> None:
