@@ -116,7 +116,8 @@ def cold_start(placement: Placement, profile: "Profile", seed: int) -> Start:
             model=base,
             trajectories=data["trajectories"],
             corpus=data["corpus"],
-        )
+        ),
+        profile.curate_sft.vllm,
     ).outputs["curated"]
     sft_model = placement.training(
         train_sft(
@@ -131,7 +132,8 @@ def cold_start(placement: Placement, profile: "Profile", seed: int) -> Start:
             tasks=data["tasks"],
             corpus=data["corpus"],
             benchmark=data["benchmark"],
-        )
+        ),
+        profile.curate_rl.vllm,
     ).outputs["curated"]
     return Start(data, base, sft_curation, sft_model, rl_curation)
 
@@ -214,13 +216,15 @@ def evaluation(
     """A checkpoint's evaluation: in one step, or on a cluster each benchmark on its own."""
     benchmark, corpus = data["benchmark"], data["corpus"]
     asked = {"settings": profile.evaluate.model_dump_json(), "seed": seed, "stage": stage}
-    processes, shards = profile.evaluate.processes, _benchmarks(profile)
+    vllm, processes = profile.evaluate.vllm, profile.evaluate.processes
+    shards = _benchmarks(profile)
     if not shards:
         whole = evaluate(**asked, model=model, benchmark=benchmark, corpus=corpus)
-        return placement.answering(whole, processes).outputs["evaluation"]
+        return placement.answering(whole, vllm, processes).outputs["evaluation"]
     with dsl.ParallelFor(shards, name=f"benchmarks {stage}") as source:
         share = placement.answering(
             answer(**asked, source=source, model=model, benchmark=benchmark, corpus=corpus),
+            vllm,
             processes,
         )
     gathered = gather(

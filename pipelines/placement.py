@@ -8,6 +8,7 @@ from kfp import kubernetes
 from kfp.dsl.pipeline_task import PipelineTask
 from kubernetes.utils import parse_quantity
 
+from toolwise.agent.vllm_process import VLLMSettings
 from toolwise.kubernetes.pod_security import USER
 from toolwise.profile import KubeflowSettings, Profile
 from toolwise.serving.settings import KEY_VARIABLE
@@ -70,11 +71,16 @@ class Placement:
         most = 0 if kubeflow is None else kubeflow.accelerators
         return self._with_model(task, most)
 
-    def answering(self, task: PipelineTask, processes: int = 1) -> PipelineTask:
-        """A step in which a model answers: a GPU for each process, and their share of the rest."""
+    def answering(
+        self, task: PipelineTask, vllm: VLLMSettings | None, processes: int = 1
+    ) -> PipelineTask:
+        """A step in which a model answers, with its share of the rest.
+
+        It gets the GPUs of `vllm`, or else one for each process.
+        """
         kubeflow = self._profile.kubeflow
         most = 0 if kubeflow is None else kubeflow.accelerators
-        return self._with_model(task, min(most, processes))
+        return self._with_model(task, min(most, vllm.gpus if vllm else processes))
 
     def _with_model(self, task: PipelineTask, accelerators: int) -> PipelineTask:
         kubeflow = self._profile.kubeflow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -48,3 +49,10 @@ def child_process(entry: str, environment: Mapping[str, str]) -> Iterator[Connec
         finally:
             ours.close()
             process.wait()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on, for a process that is about to start."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

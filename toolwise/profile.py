@@ -10,6 +10,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from toolwise.agent.vllm_process import VLLMSettings
 from toolwise.curation.rl import RlCurationSettings
 from toolwise.curation.sft import SftCurationSettings
 from toolwise.errors import InputError
@@ -89,8 +90,8 @@ class KubeflowSettings(BaseModel):
             without one, each pod does, if it may make namespaces.
         accelerator: resource name of the GPUs.
         accelerators: GPUs of each step that trains; a curation takes one, an evaluation one per
-            process, and with fewer GPUs as much less of `cpu` and `memory`. Fetching a published
-            base model takes none.
+            process, or either those of `vllm`, and with fewer GPUs as much less of `cpu` and
+            `memory`. Fetching a published base model takes none.
         cpu, memory: limits of each step that runs a model.
         shared_memory: size of `/dev/shm` there, through which processes exchange tensors; a part
             of `memory`.
@@ -137,6 +138,8 @@ class Profile(BaseModel):
         data, base, curate_sft, sft, curate_rl, hdpo, evaluate, promote, serve: settings of the
             steps.
         search: the search tools of all steps that do not have their own.
+        vllm: has models answer by vLLM in curation and evaluation, where a step has no settings of
+            its own; without it, by the in-process engine.
         hardware: the GPUs of both training steps; without it, this machine's cores.
         kubeflow: how to run on a Kubeflow Pipelines server; without it, locally only.
     """
@@ -155,6 +158,7 @@ class Profile(BaseModel):
     promote: GatePolicy
     serve: ServingSettings
     search: SearchSettings | None = None
+    vllm: VLLMSettings | None = None
     hardware: HardwareSettings | None = None
     kubeflow: KubeflowSettings | None = None
 
@@ -201,6 +205,11 @@ class Profile(BaseModel):
             raise ValueError("hardware.nodes above 1 needs kubeflow.exchange")
         if hardware and kubeflow and kubeflow.accelerators == 0:
             raise ValueError("kubeflow.accelerators cannot be 0 with `hardware`, which is of GPUs")
+        if self.vllm and kubeflow and self.vllm.gpus > kubeflow.accelerators:
+            raise ValueError(
+                f"vllm.gpus {self.vllm.gpus} is more than kubeflow.accelerators "
+                f"{kubeflow.accelerators}"
+            )
         if hardware and hardware.vllm == "server" and not (kubeflow and kubeflow.vllm_image):
             raise ValueError("hardware.vllm `server` needs kubeflow.vllm_image")
         return self
@@ -215,8 +224,8 @@ class Profile(BaseModel):
 
     @model_validator(mode="after")
     def _same_everywhere(self) -> Self:
-        """Search tools and hardware as the profile has them, where a step has none of its own."""
-        shared = {"search": self.search, "hardware": self.hardware}
+        """What the profile has for several steps, where a step has nothing of its own."""
+        shared = {"search": self.search, "vllm": self.vllm, "hardware": self.hardware}
         changed = {}
         for name in _SECTIONS.values():
             step = getattr(self, name)

@@ -99,11 +99,11 @@ def check(image: str) -> list[str]:
     config = configuration(image)
     expect(image, config["User"], "10001:10001")
     expect(image, config["Labels"]["org.opencontainers.image.licenses"], "Apache-2.0")
-    expect(image, "Healthcheck" in config, image != "operator")
+    expect(image, "Healthcheck" in config, image in ("agent", "sandbox"))
     looked = run(
         *PODMAN, "run", "--rm", *RESTRICTED, "--entrypoint=python", reference(image), "-c", LOOKING
     )
-    large = {"build tools": ["gcc", "ld"], "torch": True} if image == "trainer" else {}
+    large = {"build tools": ["gcc", "cc", "ld"], "torch": True} if image == "trainer" else {}
     expect(image, json.loads(looked), FOUND | large)
     without = "pip" if large else "compiler, pip or torch"
     held = [

@@ -30,9 +30,19 @@ class TokenServer:
     Args:
         engine: whose model it decodes with.
         failures: so many requests fail first.
+        port: where it listens; by default any that is free.
+        context: tokens it says it reads and writes at most.
     """
 
-    def __init__(self, engine: TransformersEngine, failures: int = 0) -> None:
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        failures: int = 0,
+        *,
+        port: int = 0,
+        context: int = CONTEXT,
+    ) -> None:
+        self._context = context
         self._engine = engine
         self._failures = failures
         self._images: dict[str, bytes] = {}
@@ -40,13 +50,14 @@ class TokenServer:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.forgotten_at: list[int] = []  # how many requests there had been
         app = fastapi.FastAPI()
+        app.add_api_route("/health", self._health, methods=["GET"])
         app.add_api_route("/v1/models", self._models, methods=["GET"])
         app.add_api_route("/v1/completions", self._complete, methods=["POST"])
         app.add_api_route("/v1/chat/completions/render", self._render, methods=["POST"])
         app.add_api_route("/inference/v1/generate", self._generate, methods=["POST"])
         app.add_api_route("/reset_encoder_cache", self._forget_images, methods=["POST"])
         self._server = uvicorn.Server(
-            uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical")
+            uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical")
         )
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
@@ -64,8 +75,11 @@ class TokenServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
 
+    def _health(self) -> fastapi.Response:
+        return fastapi.Response()
+
     def _models(self) -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": "/model", "max_model_len": CONTEXT}]}
+        return {"object": "list", "data": [{"id": "/model", "max_model_len": self._context}]}
 
     def _complete(self, body: dict[str, Any]) -> fastapi.Response:
         if refusal := self._noted("/v1/completions", body):

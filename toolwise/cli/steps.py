@@ -348,6 +348,8 @@ def evaluate(
     }
     if isolation or profile is None:
         changes["isolation"] = isolation or Isolation.BUBBLEWRAP
+    if profile is None:
+        changes["vllm"] = None  # of a cluster's profile that nobody has named
     if not named and source is not None:
         raise InputError(f"--source is for a benchmark by name, and {benchmark} is none")
     measurement = Measurement(

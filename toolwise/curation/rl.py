@@ -82,6 +82,7 @@ def curate_rl(
         tools=tools if tries else (),
         isolation=settings.isolation,
         search=settings.search,
+        vllm=settings.vllm,
     ) as bench:
         return asyncio.run(_RlRun(bench, settings, benchmark, progress).curate(out_dir))
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
+from toolwise.agent.vllm_process import VLLMSettings
 from toolwise.curation.deduplication import DeduplicationSettings
 from toolwise.curation.judge import JudgeSettings
 from toolwise.curation.mixture import METIS
@@ -39,6 +40,7 @@ class RlCurationSettings(BaseModel):
         max_turns: assistant turns per rollout.
         isolation: lowest sandbox level accepted.
         search: the search tools; as the profile has it.
+        vllm: the model answers by vLLM; as the profile has it.
         deduplicate: drops what a benchmark asks; by default nothing is compared.
         judge: a model that judges whether questions are ambiguous, after the rules.
     """
@@ -56,6 +58,7 @@ class RlCurationSettings(BaseModel):
     max_turns: int = Field(4, ge=1)
     isolation: Isolation = Isolation.BUBBLEWRAP
     search: SearchSettings | None = None
+    vllm: VLLMSettings | None = None
     deduplicate: DeduplicationSettings | None = None
     judge: JudgeSettings | None = None
 

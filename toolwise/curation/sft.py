@@ -14,6 +14,7 @@ from typing import Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toolwise.agent import Engine, extract_answer
+from toolwise.agent.vllm_process import VLLMSettings
 from toolwise.curation.filtering import CORES, Filter, by_rule
 from toolwise.curation.judge import PROMPTS, JudgePanel, JudgeSettings, LlmJudge, TrajectoryScores
 from toolwise.curation.necessity import ToolNecessity
@@ -56,6 +57,7 @@ class SftCurationSettings(BaseModel):
             at most, so that answering directly is not forgotten.
         isolation: lowest sandbox level accepted for re-execution.
         search: the search tools; as the profile has it.
+        vllm: the model answers by vLLM; as the profile has it.
         judge: a model that judges strategic tool use; without it, rules do.
         least_scores: of those the judge gives; one below its least drops the row.
     """
@@ -70,6 +72,7 @@ class SftCurationSettings(BaseModel):
     replay: int = Field(default=0, ge=0)
     isolation: Isolation = Isolation.BUBBLEWRAP
     search: SearchSettings | None = None
+    vllm: VLLMSettings | None = None
     judge: JudgeSettings | None = None
     least_scores: TrajectoryScores = TrajectoryScores()
 
@@ -121,6 +124,7 @@ def curate_sft(
         tools=tools if "re-execution" in settings.filters else (),
         isolation=settings.isolation,
         search=settings.search,
+        vllm=settings.vllm,
     ) as bench:
         return asyncio.run(_SftRun(bench, settings, progress).curate(out_dir))
 

@@ -8,12 +8,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolwise import __version__
 from toolwise.agent import Engine
+from toolwise.agent.vllm_process import VLLMSettings, opened_engine
 from toolwise.curation.filtering import CORES
 from toolwise.errors import InputError
 from toolwise.storage import local_copy
@@ -87,6 +88,7 @@ def open_workbench(
     *,
     isolation: str,
     search: SearchSettings | None,
+    vllm: VLLMSettings | None = None,
     engine: Engine | None = None,
     tools: Sequence[Tool] | None = None,
 ) -> Iterator[Workbench]:
@@ -98,7 +100,8 @@ def open_workbench(
         seed: the run's seed.
         isolation: lowest sandbox level accepted.
         search: the search tools; as the profile has it.
-        engine: the model, instead of one in process.
+        vllm: the model answers by a vLLM of its own; without it, in this process.
+        engine: the model, instead of one that is started here.
         tools: instead of the python sandbox and `text_search` over the corpus.
 
     Raises:
@@ -112,17 +115,17 @@ def open_workbench(
     verdicts = out_dir.absolute().parent / f".{out_dir.name}.work"
     lock = _lock(verdicts)
     opened: Sequence[Tool] = []
+    started = ExitStack()
     try:
         if engine is None and model_path is not None:
-            from toolwise.agent.transformers_engine import TransformersEngine  # imports torch
-
-            engine = TransformersEngine.load(model_path)
+            engine = started.enter_context(opened_engine(model_path, vllm))
         if tools is None:
             tools = opened = open_tools(corpus_path, isolation, CORES, search=search)
         identity = (__version__, seed, engine.name if engine else "", stamps, search)
         yield Workbench(rows, engine, tools, seed, verdicts, identity)
         shutil.rmtree(verdicts)
     finally:
+        started.close()
         asyncio.run(_close(opened))
         os.close(lock)
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
 from toolwise.agent import Sampling
 from toolwise.agent.openai_engine import ServedModel
+from toolwise.agent.vllm_process import VLLMSettings, vllm_process
 from toolwise.child_process import child_process
 from toolwise.data import Task
 from toolwise.data.parquet import iterate_tasks
@@ -235,8 +237,19 @@ def _answer_all(
             timeout=settings.timeout,
         )
     else:
-        for answered in _answer(setup, left, settings.processes):
-            keep(answered)
+        with _beside(setup, settings.vllm if left else None) as told:
+            for answered in _answer(told, left, settings.processes):
+                keep(answered)
+
+
+@contextmanager
+def _beside(setup: WorkerSetup, vllm: VLLMSettings | None) -> Iterator[WorkerSetup]:
+    """The set-up with a vLLM that answers for the checkpoint, where there is to be one."""
+    if vllm is None or not isinstance(setup.model, Path):
+        yield setup
+        return
+    with vllm_process(setup.model, vllm) as address:
+        yield replace(setup, vllm=address)
 
 
 def _check(tasks: Sequence[Task], path: Path) -> None:

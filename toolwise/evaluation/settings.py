@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from toolwise.agent.vllm_process import VLLMSettings
 from toolwise.judge.endpoint import EndpointSettings
 from toolwise.tools.sandbox.contract import Isolation
 from toolwise.tools.search.settings import SearchSettings
@@ -31,6 +32,7 @@ class EvaluationSettings(BaseModel):
         search: the search tools; as the profile has it.
         judge: text model that scores where the benchmark asks for one; without it rules do, and
             the scores say so.
+        vllm: answers of a checkpoint by vLLM; as the profile has it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +50,7 @@ class EvaluationSettings(BaseModel):
     isolation: Isolation = Isolation.BUBBLEWRAP
     search: SearchSettings | None = None
     judge: EndpointSettings | None = None
+    vllm: VLLMSettings | None = None
 
 
 EXECUTION: dict[str, Any] = {
@@ -55,5 +58,6 @@ EXECUTION: dict[str, Any] = {
     "concurrency": True,
     "timeout": True,
     "judge": {"timeout", "concurrency", "budget"},
+    "vllm": {"gpus", "memory", "start_seconds"},
 }
 """Settings that do not change the result, as pydantic's `exclude` takes them."""

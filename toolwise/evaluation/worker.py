@@ -14,6 +14,7 @@ from typing import Any
 
 from toolwise.agent import Engine, Limits, Sampling, run_agent
 from toolwise.agent.openai_engine import ServedModel
+from toolwise.agent.vllm_process import engine_at
 from toolwise.data import Task
 from toolwise.data.parquet import read_tasks
 from toolwise.errors import ToolwiseError
@@ -47,6 +48,7 @@ class WorkerSetup:
         kept: items whose greedy rollouts are kept whole, whatever happens in them.
         judge: text model that helps to score.
         judge_replies: file its replies are kept in.
+        vllm: address of a server that has loaded the checkpoint, and answers for it.
     """
 
     model: Path | EngineFactory | ServedModel
@@ -59,6 +61,7 @@ class WorkerSetup:
     kept: frozenset[str]
     judge: EndpointSettings | None = None
     judge_replies: Path | None = None
+    vllm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ async def _serve(connection: Connection) -> None:
         setup: WorkerSetup = connection.recv()
         tasks = read_tasks(setup.benchmark)
         tools = open_tools(setup.corpus, setup.isolation, search=setup.search)
-        engine = _open_engine(setup.model)
+        engine = _open_engine(setup.model, setup.vllm)
         judge = open_judge(setup)
         while True:
             batch: AnswerBatch = connection.recv()
@@ -119,10 +122,12 @@ async def _serve(connection: Connection) -> None:
         await asyncio.gather(*(tool.aclose() for tool in tools))
 
 
-def _open_engine(model: Path | EngineFactory | ServedModel) -> Engine:
+def _open_engine(model: Path | EngineFactory | ServedModel, vllm: str | None) -> Engine:
     assert not isinstance(model, ServedModel)  # those are asked from the parent process
     if not isinstance(model, Path):
         return model()
+    if vllm is not None:
+        return engine_at(vllm, model)
     from toolwise.agent.transformers_engine import TransformersEngine  # imports torch
 
     return TransformersEngine.load(model)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pkgutil
-import socket
 import threading
 import traceback
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from toolwise.child_process import child_process
+from toolwise.child_process import child_process, free_port
 from toolwise.errors import BackendError, ToolwiseError
 from toolwise.progress import Log, Progress
 
@@ -54,7 +53,7 @@ def launch(
     if grouped or processes == 1:
         pkgutil.resolve_name(function)(**arguments, log=log, progress=progress)
         return
-    port = _free_port()
+    port = free_port()
     with ExitStack() as stack:
         group: dict[Connection, int] = {}
         for rank in range(processes):
@@ -89,12 +88,6 @@ class _Crashed(NamedTuple):
 
 class _Finished(NamedTuple):
     pass
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _environment(rank: int, processes: int, port: int, gpus: bool) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kubernetes import client as k8s
 
+from toolwise.agent.vllm_process import serve_command
 from toolwise.kubernetes.environment import secret_variable
 from toolwise.kubernetes.pod_security import USER, restricted_container, restricted_pod
 from toolwise.storage import S3_REGION
@@ -33,18 +34,15 @@ def server_command(model: str, hardware: HardwareSettings) -> list[str]:
         hardware: GPUs, memory, and the longest conversation.
     """
     return [
-        "vllm",
-        "serve",
-        model,
-        f"--port={PORT}",
-        f"--tensor-parallel-size={hardware.vllm_gpus}",
-        f"--gpu-memory-utilization={hardware.vllm_memory:g}",
-        f"--max-model-len={hardware.context_tokens}",
+        *serve_command(
+            model,
+            PORT,
+            gpus=hardware.vllm_gpus,
+            memory=hardware.vllm_memory,
+            context_tokens=hardware.context_tokens,
+        ),
         "--dtype=bfloat16",  # the trainer's, whatever the checkpoint's weights were saved in
         f"--weight-transfer-config={json.dumps({'backend': 'nccl'})}",
-        # Log-probabilities under the temperature that was sampled with, for importance weights.
-        "--logprobs-mode=processed_logprobs",
-        "--max-logprobs=-1",
     ]
 
 
