@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from pipelines.preflight import Finding, Unreachable, check, print_findings
 from pipelines.preflight.checks import HELM, RELEASE
-from pipelines.preflight.images import Image, Login, logins_of, look_up
+from pipelines.preflight.images import Image, Login, login_at, logins_of, look_up
 from toolwise.cli import app
 from toolwise.profile import Profile, load_profile
 
@@ -444,6 +444,31 @@ def test_a_registry_that_asks_for_a_login_gets_the_pull_secrets(server: ClusterS
     assert look_up(image, {server.address: Login("robot", "wrong")}).present is False
     server.world.images.clear()
     assert look_up(image, logins).present is False
+
+
+def test_a_login_is_shown_to_its_own_registry_only(server: ClusterServer):
+    """The kubelet pulls a public image without one, whatever else the pull secret holds."""
+    others = ClusterServer(World(login=("robot", "secret"), public=True))
+    server.world.login = ("hubuser", "hubsecret")
+    server.world.images = others.world.images = {"toolwise/operator:0.1.0"}
+    own = {"username": "hubuser", "password": "hubsecret"}
+    auths = {server.address: own, "https://index.docker.io/v1/": own}
+    logins = logins_of({".dockerconfigjson": json.dumps({"auths": auths})})
+    try:
+        for registry in (server, others):
+            found = look_up(f"{registry.address}/toolwise/operator:0.1.0", logins)
+            assert found.present is True, found
+        assert others.world.presented == [None]
+        assert server.world.presented != [None]
+    finally:
+        others.close()
+
+
+@pytest.mark.parametrize("name", ["registry-1.docker.io", "docker.io", "index.docker.io"])
+def test_docker_hubs_login_goes_by_each_of_its_names(name: str):
+    hub = Login("hubuser", "hubsecret")
+    assert login_at(Image.parse("vllm/vllm-openai:v1").registry, {name: hub}) == hub
+    assert login_at("ghcr.io", {name: hub}) is None
 
 
 def test_names_of_images_are_read_as_docker_reads_them():
