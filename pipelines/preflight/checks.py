@@ -20,6 +20,7 @@ from pipelines.submission.server import server_namespace
 from toolwise import __version__
 from toolwise.profile import REGISTRY, KubeflowSettings, Profile
 from toolwise.storage import S3_KEYS
+from toolwise.tools.sandbox.contract import Isolation
 from toolwise.training.launcher.trainjob import GROUP, RUNTIME, VERSION
 
 KSERVE = "serving.kserve.io"
@@ -49,6 +50,9 @@ HELM = (
     "helm upgrade --install toolwise charts/toolwise --namespace {namespace} --create-namespace "
     "-f charts/toolwise/values-gpu.yaml"
 )
+RUNTIME_CLASS = "gvisor"
+"""What values-gpu.yaml calls gVisor's RuntimeClass."""
+NO_GVISOR = " --set sandbox.isolation=none --set sandbox.runtimeClassName="
 UPGRADE = "helm upgrade toolwise charts/toolwise -n {namespace} --reset-then-reuse-values"
 """For a release that is there: it keeps its values."""
 RELEASE = (
@@ -145,7 +149,7 @@ class Checks:
                 )
 
     def _chart(self, namespace: str) -> str:
-        """The command that installs the chart, its images from where the profile's come.
+        """The command that installs the chart, with what the profile says of images and gVisor.
 
         One that is there is upgraded, with the values it has.
         """
@@ -161,6 +165,12 @@ class Checks:
         if tag not in ("", __version__):
             # As a string, even where it is a number.
             option += f" --set-string image.tag={tag}"
+        if self.kubeflow.image_pull_secret:
+            option += f" --set 'image.pullSecrets={{{self.kubeflow.image_pull_secret}}}'"
+        if {*self.profile.isolation.values()} == {Isolation.NONE}:
+            option += NO_GVISOR
+        elif self.kubeflow.serving.runtime_class != RUNTIME_CLASS:
+            option += f" --set sandbox.runtimeClassName={self.kubeflow.serving.runtime_class}"
         return HELM.format(namespace=namespace) + option
 
     def _installed(self, namespace: str) -> bool:
@@ -205,7 +215,15 @@ class Checks:
         return Finding(what, "there", f"is {phase}; storage class {wanted} is there")
 
     def serving(self) -> Iterator[Finding]:
-        """KServe, and its runtime for Hugging Face models."""
+        """The agent's RuntimeClass, KServe, and its runtime for Hugging Face models."""
+        if self.profile.serve.isolation is Isolation.GVISOR:
+            name = self.kubeflow.serving.runtime_class
+            yield self._object(
+                f"RuntimeClass {name}",
+                f"/apis/node.k8s.io/v1/runtimeclasses/{name}",
+                "kubectl get runtimeclass   # name gVisor's in kubeflow.serving.runtime_class, or "
+                "make it: k8s/PREREQUISITES.md",
+            )
         release = f"v{version('kserve')} -n kserve"
         yield self._kind(
             "KServe (InferenceService)",

@@ -20,6 +20,7 @@ from pipelines.preflight.checks import HELM, RELEASE
 from pipelines.preflight.images import Image, Login, login_at, logins_of, look_up
 from toolwise.cli import app
 from toolwise.profile import Profile, load_profile
+from toolwise.tools.sandbox import Isolation
 
 ROOT = Path(__file__).parents[2]
 STORAGE = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
@@ -64,6 +65,7 @@ def everything(address: str) -> World:
                 "spec": {"template": {"spec": {"replicatedJobs": [pod]}}}
             },
             "/apis/serving.kserve.io/v1alpha1/clusterservingruntimes/kserve-huggingfaceserver": {},
+            "/apis/node.k8s.io/v1/runtimeclasses/gvisor": {},
             "/api/v1/nodes": {"items": [node]},
         },
         buckets={"toolwise", "toolwise/corpora/wikipedia.jsonl"},
@@ -225,6 +227,90 @@ def test_a_chart_that_is_not_there_is_installed_with_the_profiles_registry_and_t
         "helm upgrade --install toolwise charts/toolwise --namespace toolwise --create-namespace "
         f"-f charts/toolwise/values-gpu.yaml --set image.registry={server.address}/toolwise{option}"
     )
+
+
+def rendered(command: str) -> list[dict[str, Any]]:
+    """What Helm makes of the chart with the options of a command that installs it."""
+    words = shlex.split(command)
+    given = yaml.safe_load((ROOT / words[words.index("-f") + 1]).read_text())
+    for option, text in zip(words, words[1:], strict=False):
+        if option == "--set":
+            path, _, value = text.partition("=")
+            *above, last = path.split(".")
+            inner = given
+            for part in above:
+                inner = inner.setdefault(part, {})
+            inner[last] = value[1:-1].split(",") if value.startswith("{") else value
+    made = helm.Chart.load(ROOT / words[4]).render(given, name=words[3], namespace="toolwise")
+    texts = [text for file, text in made.items() if file.endswith(".yaml")]
+    return [one for text in texts for one in yaml.safe_load_all(text) if one]
+
+
+def sandbox_of(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sandbox's pod."""
+    name = "toolwise-sandbox"
+    [found] = [
+        one for one in documents if (one["kind"], one["metadata"]["name"]) == ("Deployment", name)
+    ]
+    return found["spec"]["template"]["spec"]
+
+
+def test_the_chart_is_installed_with_the_profiles_pull_secret(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    without_chart(server.world)
+    server.world.add_secret("toolwise", "regcred", **{".dockerconfigjson": '{"auths": {}}'})
+    found = lacking(check(profile_at(server, image_pull_secret="regcred")))
+    pod = sandbox_of(rendered(found["sandbox: service toolwise-sandbox"]))
+    assert pod["imagePullSecrets"] == [{"name": "regcred"}]
+
+
+def isolated(profile: Profile, level: Isolation, *others: str) -> Profile:
+    """The profile with this isolation in all sections but `others`."""
+    changed = {
+        name: getattr(profile, name).model_copy(update={"isolation": level})
+        for name in profile.isolation
+        if name not in others
+    }
+    return profile.model_copy(update=changed)
+
+
+@pytest.mark.parametrize(
+    ("stronger", "given"), [((), None), (("serve",), "gvisor"), (("curate_sft",), "gvisor")]
+)
+def test_the_chart_is_installed_without_gvisor_where_the_profile_asks_for_no_isolation(
+    server: ClusterServer, stronger: tuple[str, ...], given: str | None
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    without_chart(server.world)
+    profile = isolated(profile_at(server), Isolation.NONE, *stronger)
+    install = lacking(check(profile))["sandbox: service toolwise-sandbox"]
+    assert sandbox_of(rendered(install)).get("runtimeClassName") == given
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    options = re.search(r"`(--set sandbox\.isolation=none .*?)`", page)
+    assert options is not None
+    assert (options[1] in install) == (given is None)
+
+
+def test_the_chart_is_installed_with_gvisors_runtime_class_by_the_profiles_name(
+    server: ClusterServer,
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    without_chart(server.world)
+    profile = profile_at(server)
+    assert profile.kubeflow is not None
+    serving = profile.kubeflow.serving.model_dump(mode="json") | {"runtime_class": "runsc"}
+    found = lacking(check(profile_at(server, serving=serving)))
+    pod = sandbox_of(rendered(found["sandbox: service toolwise-sandbox"]))
+    assert pod["runtimeClassName"] == "runsc"
+
+
+def test_the_page_names_every_section_whose_isolation_is_lowered():
+    page = " ".join((ROOT / "docs/kubernetes.md").read_text().split())
+    told = page.partition("On a GPU cluster without gVisor")[2].partition("## 3.")[0]
+    for name in ("qwen3-vl-2b", "qwen3-vl-8b"):
+        assert {f"`{section}`" for section in load_profile(name).isolation} <= {
+            *re.findall(r"`\w+`", told)
+        }
 
 
 def test_a_release_that_is_there_is_upgraded_as_the_charts_readme_does(server: ClusterServer):
@@ -389,6 +475,24 @@ def test_an_endpoint_with_keys_needs_their_file_and_one_of_them(server: ClusterS
         "secret toolwise-storage in toolwise": "lacks TOOLWISE_API_KEY",
         "secret toolwise-keys in toolwise": "lacks keys.yaml",
     }
+
+
+def test_an_agent_in_gvisor_needs_the_runtime_class_that_the_profile_names(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    profile = profile_at(server)
+    assert profile.kubeflow is not None
+    serving = profile.kubeflow.serving.model_dump(mode="json") | {"runtime_class": "runsc"}
+    named = profile_at(server, serving=serving)
+    found = lacking(check(named))
+    assert list(found) == ["RuntimeClass runsc"]
+    assert "kubeflow.serving.runtime_class" in found["RuntimeClass runsc"]
+    weaker = named.serve.model_copy(update={"isolation": Isolation.BUBBLEWRAP})
+    assert lacking(check(named.model_copy(update={"serve": weaker}))) == {}
+    # Whoever submits may well not read what is the whole cluster's.
+    server.world.forbidden = ("/apis/node.k8s.io",)
+    findings = check(named)
+    assert lacking(findings) == {}
+    assert [one.what for one in findings if one.verdict == "unknown"] == ["RuntimeClass runsc"]
 
 
 def test_what_cannot_be_told_is_no_failure(server: ClusterServer):
