@@ -15,7 +15,7 @@ from pipelines.preflight.buckets import look_up_bucket
 from pipelines.preflight.cluster import Cluster, Unanswered
 from pipelines.preflight.finding import Finding
 from pipelines.preflight.images import Image, Login, logins_of, look_up
-from pipelines.preflight.nodes import Node
+from pipelines.preflight.nodes import Node, room_beside
 from pipelines.submission.server import server_namespace
 from toolwise import __version__
 from toolwise.profile import REGISTRY, KubeflowSettings, Profile
@@ -311,7 +311,7 @@ class Checks:
             yield Finding(what, "there", f"{len(rights)} rights")
 
     def gpus(self) -> Iterator[Finding]:
-        """GPUs of nodes, against the largest pod and the number of nodes of a training step."""
+        """GPUs of nodes, against the largest pod, the nodes of a training step and its server."""
         kind = self.kubeflow.accelerator
         each, nodes = self.kubeflow.accelerators, 1
         if self.kubeflow.exchange and self.profile.hardware:
@@ -327,16 +327,24 @@ class Checks:
         ]
         offering = [node for node in found if node.accelerators]
         unfit = {node.name: node.unfit(self.kubeflow) for node in offering}
-        usable = [node.accelerators for node in offering if not unfit[node.name]]
+        usable = [node for node in offering if not unfit[node.name]]
         what = f"{nodes} × {each} {kind}"
-        total = f"{sum(usable)} on {len(usable)} nodes"
-        if sum(amount >= each for amount in usable) >= nodes:
+        total = f"{sum(node.accelerators for node in usable)} on {len(usable)} nodes"
+        mend = f"kubectl describe nodes | grep {kind}   # add nodes, or take a smaller profile"
+        if sum(node.accelerators >= each for node in usable) >= nodes:
             yield Finding(what, "there", total)
+            hardware = self.profile.hardware
+            if self.kubeflow.exchange and hardware and hardware.vllm == "server":
+                trainer, server = self.profile.hdpo.processes, hardware.vllm_gpus
+                both = f"{nodes} × {trainer} {kind}, and {server} for vLLM at the same time"
+                if room_beside(usable, nodes, trainer, server, self.kubeflow):
+                    yield Finding(both, "there", total)
+                else:
+                    yield Finding(both, "missing", f"no room for both: there are {total}", mend)
         elif not offering:
             yield Finding(what, "missing", "no node offers any", GPU_OPERATOR)
         else:
             passed_over = [f"{name} {why}" for name, why in unfit.items() if why][:_NAMED]
-            mend = f"kubectl describe nodes | grep {kind}   # add nodes, or take a smaller profile"
             yield Finding(what, "missing", "; ".join([f"there are {total}", *passed_over]), mend)
 
     def buckets(self) -> Iterator[Finding]:

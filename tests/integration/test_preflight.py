@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ def rendered(command: str) -> list[dict[str, Any]]:
     """What Helm makes of the chart with the options of a command that installs it."""
     words = shlex.split(command)
     given = yaml.safe_load((ROOT / words[words.index("-f") + 1]).read_text())
-    for option, text in zip(words, words[1:], strict=False):
+    for option, text in pairwise(words):
         if option == "--set":
             path, _, value = text.partition("=")
             *above, last = path.split(".")
@@ -515,6 +516,51 @@ def test_gpus_are_counted_on_the_nodes_the_profile_chooses(server: ClusterServer
     assert lacking(check(profile_at(server, node_selector={"gpu": "h100"}))) == {}
     found = lacking(check(profile_at(server, node_selector={"gpu": "h200"})))
     assert list(found) == ["1 × 8 nvidia.com/gpu"]
+
+
+def node(name: str, gpus: int, cpu: str = "96", memory: str = "999Gi") -> dict[str, Any]:
+    allocatable = {"nvidia.com/gpu": str(gpus), "cpu": cpu, "memory": memory}
+    ready = [{"type": "Ready", "status": "True"}]
+    return {
+        "metadata": {"name": name},
+        "spec": {},
+        "status": {"allocatable": allocatable, "conditions": ready},
+    }
+
+
+@pytest.mark.parametrize(
+    ("trainer", "server_gpus", "nodes", "fits"),
+    [
+        (8, 8, [node("n1", 8)], False),
+        (8, 8, [node("n1", 8), node("n2", 8)], True),
+        (8, 4, [node("n1", 8), node("n2", 4)], True),
+        (8, 4, [node("n1", 8), node("n2", 2)], False),
+        (4, 4, [node("n1", 8)], True),
+        # The server is as hungry for cores and memory (32, 256Gi) as the trainer's pod.
+        (4, 4, [node("n1", 8, cpu="63")], False),
+        (4, 4, [node("n1", 8, memory="511Gi")], False),
+        # It goes where it leaves the trainer a node.
+        (8, 2, [node("n1", 8), node("n2", 4)], True),
+    ],
+)
+def test_the_rollout_server_needs_gpus_beside_the_trainers(
+    server: ClusterServer,
+    trainer: int,
+    server_gpus: int,
+    nodes: list[dict[str, Any]],
+    fits: bool,
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    server.world.objects["/api/v1/nodes"] = {"items": nodes}
+    image = f"{server.address}/toolwise/operator:0.1.0"
+    content = profile_at(server, accelerators=trainer, vllm_image=image).model_dump(mode="json")
+    content["sft"]["processes"] = content["hdpo"]["processes"] = trainer
+    for section in (content, content["sft"], content["hdpo"]):
+        section["hardware"] |= {"vllm": "server", "vllm_gpus": server_gpus}
+    found = check(Profile.model_validate(content))
+    what = f"1 × {trainer} nvidia.com/gpu, and {server_gpus} for vLLM at the same time"
+    assert what in [one.what for one in found]
+    assert list(lacking(found)) == ([] if fits else [what])
 
 
 @pytest.mark.parametrize("namespace", ["kubeflow", "pipelines"])
