@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -61,15 +61,29 @@ RELEASE = (
     "serviceaccounts/toolwise-pipeline",
 )
 """What a release is known by."""
+HOME = "toolwise"
+"""The namespace that `k8s/` is written for."""
 OVERLAY = "kubectl apply --server-side -k k8s/overlays/gpu"
+MOVED = "sed 's/namespace: toolwise/namespace: {namespace}/'"
+APPLY = "kubectl apply --server-side -f"
+VOLUME_FILE = "k8s/base/training-volume.yaml"
+RIGHTS_FILE = "k8s/examples/serving-rights.yaml"
+RUNTIME_FILES = (
+    "kubectl patch --local -f k8s/base/serving-runtime.yaml --type merge "
+    "--patch-file k8s/overlays/gpu/serving-nodes.yaml -o yaml"
+)
+"""The overlay's runtime without its quota and limits, which other pods there are not to have."""
 
-_TRAINER_RIGHTS = (
+Right = tuple[str, str, str]
+"""Verb, API group, resource."""
+
+_TRAINER_RIGHTS: tuple[Right, ...] = (
     *((verb, GROUP, "trainjobs") for verb in ("create", "get", "delete")),
     ("list", "", "pods"),
     ("get", "", "pods/log"),
 )
-_SERVER_RIGHTS = (("create", "apps", "deployments"), ("create", "", "services"))
-_SERVING_RIGHTS = (
+_SERVER_RIGHTS: tuple[Right, ...] = (("create", "apps", "deployments"), ("create", "", "services"))
+_SERVING_RIGHTS: tuple[Right, ...] = (
     *((verb, KSERVE, "inferenceservices") for verb in ("get", "create", "patch", "delete")),
     ("get", "apps", "deployments"),
     *((verb, "", "configmaps") for verb in ("get", "create", "patch")),
@@ -203,7 +217,9 @@ class Checks:
         what = f"volume claim {name} in {self.namespace}"
         found = self.cluster.get(path)
         if found is None:
-            return Finding(what, "missing", "there is none", OVERLAY)
+            moved = f"{MOVED.format(namespace=self.namespace)} {VOLUME_FILE} | {APPLY} -"
+            mend = OVERLAY if self.namespace == HOME else moved
+            return Finding(what, "missing", "there is none", mend)
         phase = found.get("status", {}).get("phase")
         wanted = found["spec"].get("storageClassName")
         if phase == "Bound" or not wanted:
@@ -239,7 +255,9 @@ class Checks:
         found = self.cluster.get(
             f"{runtimes}/namespaces/{namespace}/servingruntimes/{SERVING_RUNTIME}"
         ) or self.cluster.get(f"{runtimes}/clusterservingruntimes/{SERVING_RUNTIME}")
-        yield _found(f"ServingRuntime {SERVING_RUNTIME}", found, OVERLAY)
+        moved = f"{RUNTIME_FILES} | {MOVED.format(namespace=namespace)} | {APPLY} -"
+        mend = OVERLAY if namespace == HOME else moved
+        yield _found(f"ServingRuntime {SERVING_RUNTIME}", found, mend)
 
     def secrets(self) -> Iterator[Finding]:
         """The secrets that pods take their environment from, and their keys."""
@@ -292,23 +310,45 @@ class Checks:
                 )
         if steps is None:
             return
-        rights: list[tuple[str, str, str]] = []
+        rights: list[Right] = []
         if self.kubeflow.exchange:
             rights += _TRAINER_RIGHTS
             if self.profile.hardware and self.profile.hardware.vllm == "server":
                 rights += _SERVER_RIGHTS
-        rights += [(v, g, f"{serving.namespace}:{r}") for v, g, r in _SERVING_RIGHTS]
+        here = serving.namespace == self.namespace
+        if here:
+            rights += _SERVING_RIGHTS
+        if rights:
+            chart = self._chart(self.namespace)
+            yield self._rights(f"rights of {steps}", steps, self.namespace, rights, chart)
+        if not here:
+            what = f"rights of {steps} in {serving.namespace}"
+            mend = self._serving_rights(steps)
+            yield self._rights(what, steps, serving.namespace, _SERVING_RIGHTS, mend)
+
+    def _rights(
+        self, what: str, account: str, place: str, rights: Sequence[Right], mend: str
+    ) -> Finding:
+        """Whether the steps' account has rights in the namespace `place`."""
         lacking = [
-            f"{verb} {resource.rpartition(':')[2]}"
+            f"{verb} {resource}"
             for verb, group, resource in rights
-            if not self.cluster.may(steps, self.namespace, verb, group, resource)
+            if not self.cluster.may(account, self.namespace, verb, group, f"{place}:{resource}")
         ]
-        what = f"rights of {steps}"
         if lacking:
-            mend = self._chart(self.namespace)
-            yield Finding(what, "missing", f"may not {', '.join(lacking)}", mend)
-        else:
-            yield Finding(what, "there", f"{len(rights)} rights")
+            return Finding(what, "missing", f"may not {', '.join(lacking)}", mend)
+        return Finding(what, "there", f"{len(rights)} rights")
+
+    def _serving_rights(self, account: str) -> str:
+        """The commands that let an account of this namespace deploy into that of the endpoint."""
+        namespace = self.kubeflow.serving.namespace
+        moved = f"{MOVED.format(namespace=namespace)} {RIGHTS_FILE} | {APPLY} -"
+        role = f"{APPLY} {RIGHTS_FILE}" if namespace == HOME else moved
+        return (
+            f"{role} && kubectl create rolebinding toolwise-deploy-{self.namespace} "
+            f"--namespace {namespace} --role=toolwise-deploy "
+            f"--serviceaccount={self.namespace}:{account}"
+        )
 
     def gpus(self) -> Iterator[Finding]:
         """GPUs of nodes, against the largest pod, the nodes of a training step and its server."""

@@ -4,6 +4,8 @@ import io
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -579,6 +581,104 @@ def test_a_server_for_one_user_runs_its_pods_where_it_is_itself(
     option = "--set networkPolicy.wholeNamespace=false"
     assert f" {option} " in f"{install} "
     assert f"`{option}`" in (ROOT / "k8s/PREREQUISITES.md").read_text()
+
+
+def made(mend: str) -> list[dict[str, Any]]:
+    """What a command gives `kubectl apply` to make."""
+    before, _, apply = mend.rpartition(" | ")
+    assert apply == "kubectl apply --server-side -f -"
+    done = subprocess.run(["sh", "-c", before], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [*yaml.safe_load_all(done.stdout)]
+
+
+def page(name: str) -> list[str]:
+    """Lines of a page, those that are continued as one."""
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+RUNTIMES = "/apis/serving.kserve.io/v1alpha1"
+
+
+@pytest.mark.parametrize("namespace", ["kubeflow", "pipelines"])
+def test_what_lacks_in_a_namespace_of_another_name_is_made_there(
+    namespace: str, server: ClusterServer, monkeypatch: pytest.MonkeyPatch
+):
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed; 1.21 or newer puts the runtime together")
+    monkeypatch.setenv("KFP_SERVER_NAMESPACE", namespace)
+    server.world.__dict__.update(everything(server.address).__dict__)
+    del server.world.resources["kubeflow.org/v1"]
+    runtime = "kserve-huggingfaceserver"
+    del server.world.objects[f"{RUNTIMES}/clusterservingruntimes/{runtime}"]
+    profile = profile_at(server)
+    assert profile.kubeflow is not None
+    serving = profile.kubeflow.serving.model_dump(mode="json") | {"namespace": namespace}
+    found = lacking(check(profile_at(server, serving=serving)))
+    for what, kind in (
+        (f"volume claim training in {namespace}", "PersistentVolumeClaim"),
+        (f"ServingRuntime {runtime}", "ServingRuntime"),
+    ):
+        [one] = made(found[what])
+        # Not the overlay's namespace, quota or limits, which would bind what else runs there.
+        assert (one["kind"], one["metadata"]["namespace"]) == (kind, namespace)
+        told = page("k8s/PREREQUISITES.md")
+        assert found[what].replace(f": {namespace}/", ": kubeflow/") in told
+    nodes = yaml.safe_load((ROOT / "k8s/overlays/gpu/serving-nodes.yaml").read_text())
+    [one] = made(found[f"ServingRuntime {runtime}"])
+    assert one["spec"]["tolerations"] == nodes["spec"]["tolerations"]
+    assert one["spec"]["containers"]
+
+
+def test_rights_that_lack_where_the_model_is_served_are_given_there(
+    server: ClusterServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("KFP_NAMESPACE", "team-a")
+    server.world.__dict__.update(everything(server.address).__dict__)
+    # Those that the chart gives in its own namespace.
+    server.world.rights = {
+        ("team-a", verb, resource)
+        for verb in ("get", "list", "create", "patch", "delete")
+        for resource in ("trainjobs", "pods", "pods/log", "inferenceservices", "deployments")
+    }
+    serving = profile_at(server).model_dump(mode="json")["kubeflow"]["serving"]
+    told = page("docs/kubernetes.md")
+    for namespace in ("toolwise", "models"):
+        elsewhere = profile_at(server, serving=serving | {"namespace": namespace})
+        found = {one.what: one for one in check(elsewhere)}
+        assert found["rights of toolwise-pipeline"].verdict == "there"
+        one = found[f"rights of toolwise-pipeline in {namespace}"]
+        assert one.why.startswith("may not get inferenceservices, create inferenceservices")
+        role, binding = one.mend.split(" && ")
+        words = shlex.split(binding)
+        assert words[:3] == ["kubectl", "create", "rolebinding"]
+        assert f"--namespace {namespace} --role=toolwise-deploy " in binding
+        assert words[-1] == "--serviceaccount=team-a:toolwise-pipeline"
+        if namespace == "toolwise":
+            assert {role, binding} <= {*told}
+            text = (ROOT / role.split()[-1]).read_text()
+            given = yaml.safe_load(text)
+        else:
+            [given] = made(role)
+        assert given["metadata"] == {"name": "toolwise-deploy", "namespace": namespace}
+        rules = {
+            (verb, group, resource)
+            for rule in given["rules"]
+            for verb in rule["verbs"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+        }
+        asked = [review["resourceAttributes"] for review in server.world.reviewed]
+        assert rules == {
+            (one["verb"], one.get("group", ""), one["resource"])
+            for one in asked
+            if one["namespace"] == namespace
+        }
+    [volume] = [line for line in told if "k8s/base/training-volume.yaml" in line]
+    space = "/api/v1/namespaces/team-a/persistentvolumeclaims/training"
+    assert space not in server.world.objects
+    assert lacking(check(elsewhere))["volume claim training in team-a"] == volume
 
 
 def test_a_registry_that_asks_for_a_login_gets_the_pull_secrets(server: ClusterServer):
