@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,11 +15,12 @@ from pipelines.preflight.buckets import look_up_bucket
 from pipelines.preflight.cluster import Cluster, Unanswered
 from pipelines.preflight.finding import Finding
 from pipelines.preflight.images import Image, Login, logins_of, look_up
-from pipelines.preflight.nodes import Node
+from pipelines.preflight.nodes import Node, room_beside
 from pipelines.submission.server import server_namespace
 from toolwise import __version__
 from toolwise.profile import REGISTRY, KubeflowSettings, Profile
 from toolwise.storage import S3_KEYS
+from toolwise.tools.sandbox.contract import Isolation
 from toolwise.training.launcher.trainjob import GROUP, RUNTIME, VERSION
 
 KSERVE = "serving.kserve.io"
@@ -49,6 +50,9 @@ HELM = (
     "helm upgrade --install toolwise charts/toolwise --namespace {namespace} --create-namespace "
     "-f charts/toolwise/values-gpu.yaml"
 )
+RUNTIME_CLASS = "gvisor"
+"""What values-gpu.yaml calls gVisor's RuntimeClass."""
+NO_GVISOR = " --set sandbox.isolation=none --set sandbox.runtimeClassName="
 UPGRADE = "helm upgrade toolwise charts/toolwise -n {namespace} --reset-then-reuse-values"
 """For a release that is there: it keeps its values."""
 RELEASE = (
@@ -57,15 +61,29 @@ RELEASE = (
     "serviceaccounts/toolwise-pipeline",
 )
 """What a release is known by."""
+HOME = "toolwise"
+"""The namespace that `k8s/` is written for."""
 OVERLAY = "kubectl apply --server-side -k k8s/overlays/gpu"
+MOVED = "sed 's/namespace: toolwise/namespace: {namespace}/'"
+APPLY = "kubectl apply --server-side -f"
+VOLUME_FILE = "k8s/base/training-volume.yaml"
+RIGHTS_FILE = "k8s/examples/serving-rights.yaml"
+RUNTIME_FILES = (
+    "kubectl patch --local -f k8s/base/serving-runtime.yaml --type merge "
+    "--patch-file k8s/overlays/gpu/serving-nodes.yaml -o yaml"
+)
+"""The overlay's runtime without its quota and limits, which other pods there are not to have."""
 
-_TRAINER_RIGHTS = (
+Right = tuple[str, str, str]
+"""Verb, API group, resource."""
+
+_TRAINER_RIGHTS: tuple[Right, ...] = (
     *((verb, GROUP, "trainjobs") for verb in ("create", "get", "delete")),
     ("list", "", "pods"),
     ("get", "", "pods/log"),
 )
-_SERVER_RIGHTS = (("create", "apps", "deployments"), ("create", "", "services"))
-_SERVING_RIGHTS = (
+_SERVER_RIGHTS: tuple[Right, ...] = (("create", "apps", "deployments"), ("create", "", "services"))
+_SERVING_RIGHTS: tuple[Right, ...] = (
     *((verb, KSERVE, "inferenceservices") for verb in ("get", "create", "patch", "delete")),
     ("get", "apps", "deployments"),
     *((verb, "", "configmaps") for verb in ("get", "create", "patch")),
@@ -145,7 +163,7 @@ class Checks:
                 )
 
     def _chart(self, namespace: str) -> str:
-        """The command that installs the chart, its images from where the profile's come.
+        """The command that installs the chart, with what the profile says of images and gVisor.
 
         One that is there is upgraded, with the values it has.
         """
@@ -161,6 +179,12 @@ class Checks:
         if tag not in ("", __version__):
             # As a string, even where it is a number.
             option += f" --set-string image.tag={tag}"
+        if self.kubeflow.image_pull_secret:
+            option += f" --set 'image.pullSecrets={{{self.kubeflow.image_pull_secret}}}'"
+        if {*self.profile.isolation.values()} == {Isolation.NONE}:
+            option += NO_GVISOR
+        elif self.kubeflow.serving.runtime_class != RUNTIME_CLASS:
+            option += f" --set sandbox.runtimeClassName={self.kubeflow.serving.runtime_class}"
         return HELM.format(namespace=namespace) + option
 
     def _installed(self, namespace: str) -> bool:
@@ -193,7 +217,9 @@ class Checks:
         what = f"volume claim {name} in {self.namespace}"
         found = self.cluster.get(path)
         if found is None:
-            return Finding(what, "missing", "there is none", OVERLAY)
+            moved = f"{MOVED.format(namespace=self.namespace)} {VOLUME_FILE} | {APPLY} -"
+            mend = OVERLAY if self.namespace == HOME else moved
+            return Finding(what, "missing", "there is none", mend)
         phase = found.get("status", {}).get("phase")
         wanted = found["spec"].get("storageClassName")
         if phase == "Bound" or not wanted:
@@ -205,7 +231,15 @@ class Checks:
         return Finding(what, "there", f"is {phase}; storage class {wanted} is there")
 
     def serving(self) -> Iterator[Finding]:
-        """KServe, and its runtime for Hugging Face models."""
+        """The agent's RuntimeClass, KServe, and its runtime for Hugging Face models."""
+        if self.profile.serve.isolation is Isolation.GVISOR:
+            name = self.kubeflow.serving.runtime_class
+            yield self._object(
+                f"RuntimeClass {name}",
+                f"/apis/node.k8s.io/v1/runtimeclasses/{name}",
+                "kubectl get runtimeclass   # name gVisor's in kubeflow.serving.runtime_class, or "
+                "make it: k8s/PREREQUISITES.md",
+            )
         release = f"v{version('kserve')} -n kserve"
         yield self._kind(
             "KServe (InferenceService)",
@@ -221,7 +255,9 @@ class Checks:
         found = self.cluster.get(
             f"{runtimes}/namespaces/{namespace}/servingruntimes/{SERVING_RUNTIME}"
         ) or self.cluster.get(f"{runtimes}/clusterservingruntimes/{SERVING_RUNTIME}")
-        yield _found(f"ServingRuntime {SERVING_RUNTIME}", found, OVERLAY)
+        moved = f"{RUNTIME_FILES} | {MOVED.format(namespace=namespace)} | {APPLY} -"
+        mend = OVERLAY if namespace == HOME else moved
+        yield _found(f"ServingRuntime {SERVING_RUNTIME}", found, mend)
 
     def secrets(self) -> Iterator[Finding]:
         """The secrets that pods take their environment from, and their keys."""
@@ -274,26 +310,48 @@ class Checks:
                 )
         if steps is None:
             return
-        rights: list[tuple[str, str, str]] = []
+        rights: list[Right] = []
         if self.kubeflow.exchange:
             rights += _TRAINER_RIGHTS
             if self.profile.hardware and self.profile.hardware.vllm == "server":
                 rights += _SERVER_RIGHTS
-        rights += [(v, g, f"{serving.namespace}:{r}") for v, g, r in _SERVING_RIGHTS]
+        here = serving.namespace == self.namespace
+        if here:
+            rights += _SERVING_RIGHTS
+        if rights:
+            chart = self._chart(self.namespace)
+            yield self._rights(f"rights of {steps}", steps, self.namespace, rights, chart)
+        if not here:
+            what = f"rights of {steps} in {serving.namespace}"
+            mend = self._serving_rights(steps)
+            yield self._rights(what, steps, serving.namespace, _SERVING_RIGHTS, mend)
+
+    def _rights(
+        self, what: str, account: str, place: str, rights: Sequence[Right], mend: str
+    ) -> Finding:
+        """Whether the steps' account has rights in the namespace `place`."""
         lacking = [
-            f"{verb} {resource.rpartition(':')[2]}"
+            f"{verb} {resource}"
             for verb, group, resource in rights
-            if not self.cluster.may(steps, self.namespace, verb, group, resource)
+            if not self.cluster.may(account, self.namespace, verb, group, f"{place}:{resource}")
         ]
-        what = f"rights of {steps}"
         if lacking:
-            mend = self._chart(self.namespace)
-            yield Finding(what, "missing", f"may not {', '.join(lacking)}", mend)
-        else:
-            yield Finding(what, "there", f"{len(rights)} rights")
+            return Finding(what, "missing", f"may not {', '.join(lacking)}", mend)
+        return Finding(what, "there", f"{len(rights)} rights")
+
+    def _serving_rights(self, account: str) -> str:
+        """The commands that let an account of this namespace deploy into that of the endpoint."""
+        namespace = self.kubeflow.serving.namespace
+        moved = f"{MOVED.format(namespace=namespace)} {RIGHTS_FILE} | {APPLY} -"
+        role = f"{APPLY} {RIGHTS_FILE}" if namespace == HOME else moved
+        return (
+            f"{role} && kubectl create rolebinding toolwise-deploy-{self.namespace} "
+            f"--namespace {namespace} --role=toolwise-deploy "
+            f"--serviceaccount={self.namespace}:{account}"
+        )
 
     def gpus(self) -> Iterator[Finding]:
-        """GPUs of nodes, against the largest pod and the number of nodes of a training step."""
+        """GPUs of nodes, against the largest pod, the nodes of a training step and its server."""
         kind = self.kubeflow.accelerator
         each, nodes = self.kubeflow.accelerators, 1
         if self.kubeflow.exchange and self.profile.hardware:
@@ -309,16 +367,24 @@ class Checks:
         ]
         offering = [node for node in found if node.accelerators]
         unfit = {node.name: node.unfit(self.kubeflow) for node in offering}
-        usable = [node.accelerators for node in offering if not unfit[node.name]]
+        usable = [node for node in offering if not unfit[node.name]]
         what = f"{nodes} × {each} {kind}"
-        total = f"{sum(usable)} on {len(usable)} nodes"
-        if sum(amount >= each for amount in usable) >= nodes:
+        total = f"{sum(node.accelerators for node in usable)} on {len(usable)} nodes"
+        mend = f"kubectl describe nodes | grep {kind}   # add nodes, or take a smaller profile"
+        if sum(node.accelerators >= each for node in usable) >= nodes:
             yield Finding(what, "there", total)
+            hardware = self.profile.hardware
+            if self.kubeflow.exchange and hardware and hardware.vllm == "server":
+                trainer, server = self.profile.hdpo.processes, hardware.vllm_gpus
+                both = f"{nodes} × {trainer} {kind}, and {server} for vLLM at the same time"
+                if room_beside(usable, nodes, trainer, server, self.kubeflow):
+                    yield Finding(both, "there", total)
+                else:
+                    yield Finding(both, "missing", f"no room for both: there are {total}", mend)
         elif not offering:
             yield Finding(what, "missing", "no node offers any", GPU_OPERATOR)
         else:
             passed_over = [f"{name} {why}" for name, why in unfit.items() if why][:_NAMED]
-            mend = f"kubectl describe nodes | grep {kind}   # add nodes, or take a smaller profile"
             yield Finding(what, "missing", "; ".join([f"there are {total}", *passed_over]), mend)
 
     def buckets(self) -> Iterator[Finding]:

@@ -22,6 +22,8 @@ _MANIFESTS = ", ".join(
     )
 )
 _SECONDS = 15.0
+_HUB = ("registry-1.docker.io", "index.docker.io", "docker.io")
+"""Docker Hub's registry, and what pull secrets call it."""
 
 
 class Login(NamedTuple):
@@ -48,7 +50,7 @@ class Image(NamedTuple):
         path, colon, tag = rest.rpartition(":")
         path, tag = (path, tag) if colon else (rest, "latest")
         if first == "docker.io":
-            first = "registry-1.docker.io"
+            first = _HUB[0]
             path = path if "/" in path else f"library/{path}"
         return cls(first, path, digest if at else tag)
 
@@ -61,7 +63,7 @@ def look_up(image: str, logins: Mapping[str, Login]) -> Answer:
         logins: registry → who asks there.
     """
     name = Image.parse(image)
-    login = logins.get(name.registry) or logins.get("index.docker.io")
+    login = login_at(name.registry, logins)
     try:
         with httpx.Client(timeout=_SECONDS, follow_redirects=True) as client:
             reply = _manifest(client, name, login)
@@ -111,6 +113,12 @@ def _token(
         return None
     body = answer.json()
     return body.get("token") or body.get("access_token")
+
+
+def login_at(registry: str, logins: Mapping[str, Login]) -> Login | None:
+    """Who asks a registry; Docker Hub's login, under whichever of its names, is for it alone."""
+    names = _HUB if registry == _HUB[0] else (registry,)
+    return next((logins[name] for name in names if name in logins), None)
 
 
 def logins_of(secret: Mapping[str, str]) -> dict[str, Login]:

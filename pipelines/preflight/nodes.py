@@ -63,6 +63,32 @@ class Node(NamedTuple):
         return ""
 
 
+def room_beside(
+    nodes: Sequence[Node], trainers: int, each: int, server: int, kubeflow: KubeflowSettings
+) -> bool:
+    """Whether a vLLM server has room while a training runs.
+
+    Args:
+        nodes: those on which pods of the profile run.
+        trainers: pods of the training, each on a node of its own.
+        each: GPUs of one.
+        server: GPUs of the server's pod, which has the cores and memory of a trainer's.
+        kubeflow: says how much that is.
+    """
+    for chosen, node in enumerate(nodes):
+        if node.accelerators < server:
+            continue
+        left = node._replace(
+            accelerators=node.accelerators - server,
+            cpu=node.cpu - parse_quantity(kubeflow.cpu),
+            memory=node.memory - parse_quantity(kubeflow.memory),
+        )
+        after = (left, *nodes[:chosen], *nodes[chosen + 1 :])
+        if sum(one.accelerators >= each and not one.unfit(kubeflow) for one in after) >= trainers:
+            return True
+    return False
+
+
 def _tolerates(toleration: Toleration, taint: Taint) -> bool:
     return (
         toleration.key in (None, taint["key"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from pipelines.submission.authentication import ADVICE, Credentials
 from pipelines.submission.server import Server, is_loopback
@@ -93,7 +93,16 @@ class _Experiment(BaseModel):
 
 
 class _Health(BaseModel):
-    multi_user: bool = False
+    """What the API server says, or the UI before it: that one goes on saying what it last heard.
+
+    Args:
+        multi_user: whether there are several users; left out where the UI has heard nothing yet,
+            and by some API servers where there are not.
+        reached: whether the UI has just reached the API server, which it gives one second.
+    """
+
+    multi_user: bool | None = None
+    reached: bool = Field(default=True, alias="apiServerReady")
 
 
 class PipelinesApi:
@@ -114,7 +123,12 @@ class PipelinesApi:
 
     def multi_user(self) -> bool:
         """Whether the server keeps its users' runs in namespaces of theirs."""
-        return self._model(_Health, self._ask("GET", "healthz")).multi_user
+        health = self._model(_Health, self._ask("GET", "healthz"))
+        if health.multi_user is None and not health.reached:
+            raise ServerAway(
+                f"the Kubeflow Pipelines UI at {self.server.url} has not reached its API server yet"
+            )
+        return bool(health.multi_user)
 
     def pipeline(self, name: str, namespace: str | None) -> str | None:
         """Id of the pipeline called `name`; None where there is none."""

@@ -65,6 +65,7 @@ class Pipelines:
         known_experiment: whether the experiment is there.
         multi_user: whether users have namespaces; then the server refuses what names none, as it
             refuses one that is named where there are none.
+        health: answers to `healthz` in place of the server's own, which its UI passes on.
         moved: where the server has moved to.
         runs: answers to looks at the run, one a look; the last one stays.
         refuse: answer 403 to all but `healthz`.
@@ -77,6 +78,7 @@ class Pipelines:
     versions: tuple[str, ...] = ()
     known_experiment: bool = False
     multi_user: bool = False
+    health: dict[str, Any] | None = None
     moved: str | None = None
     runs: list[Any] = field(default_factory=lambda: [run("SUCCEEDED")])
     refuse: bool = False
@@ -155,7 +157,7 @@ def _handler(state: Pipelines) -> type[BaseHTTPRequestHandler]:
                 case "GET", "/" if state.page:
                     self._send(200, b"<html>Kubeflow Pipelines", "text/html")
                 case "GET", "/healthz":
-                    self._reply(200, {"multi_user": state.multi_user})
+                    self._reply(200, state.health or {"multi_user": state.multi_user})
                 case "GET", "/pipelines":
                     self._page("pipelines", query, [pipeline] if state.known_pipeline else [])
                 case "POST", "/pipelines/upload":

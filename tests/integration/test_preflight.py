@@ -4,7 +4,10 @@ import io
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ from typer.testing import CliRunner
 
 from pipelines.preflight import Finding, Unreachable, check, print_findings
 from pipelines.preflight.checks import HELM, RELEASE
-from pipelines.preflight.images import Image, Login, logins_of, look_up
+from pipelines.preflight.images import Image, Login, login_at, logins_of, look_up
 from toolwise.cli import app
 from toolwise.profile import Profile, load_profile
+from toolwise.tools.sandbox import Isolation
 
 ROOT = Path(__file__).parents[2]
 STORAGE = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
@@ -64,6 +68,7 @@ def everything(address: str) -> World:
                 "spec": {"template": {"spec": {"replicatedJobs": [pod]}}}
             },
             "/apis/serving.kserve.io/v1alpha1/clusterservingruntimes/kserve-huggingfaceserver": {},
+            "/apis/node.k8s.io/v1/runtimeclasses/gvisor": {},
             "/api/v1/nodes": {"items": [node]},
         },
         buckets={"toolwise", "toolwise/corpora/wikipedia.jsonl"},
@@ -225,6 +230,90 @@ def test_a_chart_that_is_not_there_is_installed_with_the_profiles_registry_and_t
         "helm upgrade --install toolwise charts/toolwise --namespace toolwise --create-namespace "
         f"-f charts/toolwise/values-gpu.yaml --set image.registry={server.address}/toolwise{option}"
     )
+
+
+def rendered(command: str) -> list[dict[str, Any]]:
+    """What Helm makes of the chart with the options of a command that installs it."""
+    words = shlex.split(command)
+    given = yaml.safe_load((ROOT / words[words.index("-f") + 1]).read_text())
+    for option, text in pairwise(words):
+        if option == "--set":
+            path, _, value = text.partition("=")
+            *above, last = path.split(".")
+            inner = given
+            for part in above:
+                inner = inner.setdefault(part, {})
+            inner[last] = value[1:-1].split(",") if value.startswith("{") else value
+    made = helm.Chart.load(ROOT / words[4]).render(given, name=words[3], namespace="toolwise")
+    texts = [text for file, text in made.items() if file.endswith(".yaml")]
+    return [one for text in texts for one in yaml.safe_load_all(text) if one]
+
+
+def sandbox_of(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sandbox's pod."""
+    name = "toolwise-sandbox"
+    [found] = [
+        one for one in documents if (one["kind"], one["metadata"]["name"]) == ("Deployment", name)
+    ]
+    return found["spec"]["template"]["spec"]
+
+
+def test_the_chart_is_installed_with_the_profiles_pull_secret(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    without_chart(server.world)
+    server.world.add_secret("toolwise", "regcred", **{".dockerconfigjson": '{"auths": {}}'})
+    found = lacking(check(profile_at(server, image_pull_secret="regcred")))
+    pod = sandbox_of(rendered(found["sandbox: service toolwise-sandbox"]))
+    assert pod["imagePullSecrets"] == [{"name": "regcred"}]
+
+
+def isolated(profile: Profile, level: Isolation, *others: str) -> Profile:
+    """The profile with this isolation in all sections but `others`."""
+    changed = {
+        name: getattr(profile, name).model_copy(update={"isolation": level})
+        for name in profile.isolation
+        if name not in others
+    }
+    return profile.model_copy(update=changed)
+
+
+@pytest.mark.parametrize(
+    ("stronger", "given"), [((), None), (("serve",), "gvisor"), (("curate_sft",), "gvisor")]
+)
+def test_the_chart_is_installed_without_gvisor_where_the_profile_asks_for_no_isolation(
+    server: ClusterServer, stronger: tuple[str, ...], given: str | None
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    without_chart(server.world)
+    profile = isolated(profile_at(server), Isolation.NONE, *stronger)
+    install = lacking(check(profile))["sandbox: service toolwise-sandbox"]
+    assert sandbox_of(rendered(install)).get("runtimeClassName") == given
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    options = re.search(r"`(--set sandbox\.isolation=none .*?)`", page)
+    assert options is not None
+    assert (options[1] in install) == (given is None)
+
+
+def test_the_chart_is_installed_with_gvisors_runtime_class_by_the_profiles_name(
+    server: ClusterServer,
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    without_chart(server.world)
+    profile = profile_at(server)
+    assert profile.kubeflow is not None
+    serving = profile.kubeflow.serving.model_dump(mode="json") | {"runtime_class": "runsc"}
+    found = lacking(check(profile_at(server, serving=serving)))
+    pod = sandbox_of(rendered(found["sandbox: service toolwise-sandbox"]))
+    assert pod["runtimeClassName"] == "runsc"
+
+
+def test_the_page_names_every_section_whose_isolation_is_lowered():
+    page = " ".join((ROOT / "docs/kubernetes.md").read_text().split())
+    told = page.partition("On a GPU cluster without gVisor")[2].partition("## 3.")[0]
+    for name in ("qwen3-vl-2b", "qwen3-vl-8b"):
+        assert {f"`{section}`" for section in load_profile(name).isolation} <= {
+            *re.findall(r"`\w+`", told)
+        }
 
 
 def test_a_release_that_is_there_is_upgraded_as_the_charts_readme_does(server: ClusterServer):
@@ -391,6 +480,24 @@ def test_an_endpoint_with_keys_needs_their_file_and_one_of_them(server: ClusterS
     }
 
 
+def test_an_agent_in_gvisor_needs_the_runtime_class_that_the_profile_names(server: ClusterServer):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    profile = profile_at(server)
+    assert profile.kubeflow is not None
+    serving = profile.kubeflow.serving.model_dump(mode="json") | {"runtime_class": "runsc"}
+    named = profile_at(server, serving=serving)
+    found = lacking(check(named))
+    assert list(found) == ["RuntimeClass runsc"]
+    assert "kubeflow.serving.runtime_class" in found["RuntimeClass runsc"]
+    weaker = named.serve.model_copy(update={"isolation": Isolation.BUBBLEWRAP})
+    assert lacking(check(named.model_copy(update={"serve": weaker}))) == {}
+    # Whoever submits may well not read what is the whole cluster's.
+    server.world.forbidden = ("/apis/node.k8s.io",)
+    findings = check(named)
+    assert lacking(findings) == {}
+    assert [one.what for one in findings if one.verdict == "unknown"] == ["RuntimeClass runsc"]
+
+
 def test_what_cannot_be_told_is_no_failure(server: ClusterServer):
     server.world.__dict__.update(everything(server.address).__dict__)
     server.world.forbidden = (f"{SPACE}/secrets", "/api/v1/nodes")
@@ -413,6 +520,51 @@ def test_gpus_are_counted_on_the_nodes_the_profile_chooses(server: ClusterServer
     assert list(found) == ["1 × 8 nvidia.com/gpu"]
 
 
+def node(name: str, gpus: int, cpu: str = "96", memory: str = "999Gi") -> dict[str, Any]:
+    allocatable = {"nvidia.com/gpu": str(gpus), "cpu": cpu, "memory": memory}
+    ready = [{"type": "Ready", "status": "True"}]
+    return {
+        "metadata": {"name": name},
+        "spec": {},
+        "status": {"allocatable": allocatable, "conditions": ready},
+    }
+
+
+@pytest.mark.parametrize(
+    ("trainer", "server_gpus", "nodes", "fits"),
+    [
+        (8, 8, [node("n1", 8)], False),
+        (8, 8, [node("n1", 8), node("n2", 8)], True),
+        (8, 4, [node("n1", 8), node("n2", 4)], True),
+        (8, 4, [node("n1", 8), node("n2", 2)], False),
+        (4, 4, [node("n1", 8)], True),
+        # The server is as hungry for cores and memory (32, 256Gi) as the trainer's pod.
+        (4, 4, [node("n1", 8, cpu="63")], False),
+        (4, 4, [node("n1", 8, memory="511Gi")], False),
+        # It goes where it leaves the trainer a node.
+        (8, 2, [node("n1", 8), node("n2", 4)], True),
+    ],
+)
+def test_the_rollout_server_needs_gpus_beside_the_trainers(
+    server: ClusterServer,
+    trainer: int,
+    server_gpus: int,
+    nodes: list[dict[str, Any]],
+    fits: bool,
+):
+    server.world.__dict__.update(everything(server.address).__dict__)
+    server.world.objects["/api/v1/nodes"] = {"items": nodes}
+    image = f"{server.address}/toolwise/operator:0.1.0"
+    content = profile_at(server, accelerators=trainer, vllm_image=image).model_dump(mode="json")
+    content["sft"]["processes"] = content["hdpo"]["processes"] = trainer
+    for section in (content, content["sft"], content["hdpo"]):
+        section["hardware"] |= {"vllm": "server", "vllm_gpus": server_gpus}
+    found = check(Profile.model_validate(content))
+    what = f"1 × {trainer} nvidia.com/gpu, and {server_gpus} for vLLM at the same time"
+    assert what in [one.what for one in found]
+    assert list(lacking(found)) == ([] if fits else [what])
+
+
 @pytest.mark.parametrize("namespace", ["kubeflow", "pipelines"])
 def test_a_server_for_one_user_runs_its_pods_where_it_is_itself(
     namespace: str, server: ClusterServer, monkeypatch: pytest.MonkeyPatch
@@ -431,6 +583,104 @@ def test_a_server_for_one_user_runs_its_pods_where_it_is_itself(
     assert f"`{option}`" in (ROOT / "k8s/PREREQUISITES.md").read_text()
 
 
+def made(mend: str) -> list[dict[str, Any]]:
+    """What a command gives `kubectl apply` to make."""
+    before, _, apply = mend.rpartition(" | ")
+    assert apply == "kubectl apply --server-side -f -"
+    done = subprocess.run(["sh", "-c", before], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [*yaml.safe_load_all(done.stdout)]
+
+
+def page(name: str) -> list[str]:
+    """Lines of a page, those that are continued as one."""
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+RUNTIMES = "/apis/serving.kserve.io/v1alpha1"
+
+
+@pytest.mark.parametrize("namespace", ["kubeflow", "pipelines"])
+def test_what_lacks_in_a_namespace_of_another_name_is_made_there(
+    namespace: str, server: ClusterServer, monkeypatch: pytest.MonkeyPatch
+):
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed; 1.21 or newer puts the runtime together")
+    monkeypatch.setenv("KFP_SERVER_NAMESPACE", namespace)
+    server.world.__dict__.update(everything(server.address).__dict__)
+    del server.world.resources["kubeflow.org/v1"]
+    runtime = "kserve-huggingfaceserver"
+    del server.world.objects[f"{RUNTIMES}/clusterservingruntimes/{runtime}"]
+    profile = profile_at(server)
+    assert profile.kubeflow is not None
+    serving = profile.kubeflow.serving.model_dump(mode="json") | {"namespace": namespace}
+    found = lacking(check(profile_at(server, serving=serving)))
+    for what, kind in (
+        (f"volume claim training in {namespace}", "PersistentVolumeClaim"),
+        (f"ServingRuntime {runtime}", "ServingRuntime"),
+    ):
+        [one] = made(found[what])
+        # Not the overlay's namespace, quota or limits, which would bind what else runs there.
+        assert (one["kind"], one["metadata"]["namespace"]) == (kind, namespace)
+        told = page("k8s/PREREQUISITES.md")
+        assert found[what].replace(f": {namespace}/", ": kubeflow/") in told
+    nodes = yaml.safe_load((ROOT / "k8s/overlays/gpu/serving-nodes.yaml").read_text())
+    [one] = made(found[f"ServingRuntime {runtime}"])
+    assert one["spec"]["tolerations"] == nodes["spec"]["tolerations"]
+    assert one["spec"]["containers"]
+
+
+def test_rights_that_lack_where_the_model_is_served_are_given_there(
+    server: ClusterServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("KFP_NAMESPACE", "team-a")
+    server.world.__dict__.update(everything(server.address).__dict__)
+    # Those that the chart gives in its own namespace.
+    server.world.rights = {
+        ("team-a", verb, resource)
+        for verb in ("get", "list", "create", "patch", "delete")
+        for resource in ("trainjobs", "pods", "pods/log", "inferenceservices", "deployments")
+    }
+    serving = profile_at(server).model_dump(mode="json")["kubeflow"]["serving"]
+    told = page("docs/kubernetes.md")
+    for namespace in ("toolwise", "models"):
+        elsewhere = profile_at(server, serving=serving | {"namespace": namespace})
+        found = {one.what: one for one in check(elsewhere)}
+        assert found["rights of toolwise-pipeline"].verdict == "there"
+        one = found[f"rights of toolwise-pipeline in {namespace}"]
+        assert one.why.startswith("may not get inferenceservices, create inferenceservices")
+        role, binding = one.mend.split(" && ")
+        words = shlex.split(binding)
+        assert words[:3] == ["kubectl", "create", "rolebinding"]
+        assert f"--namespace {namespace} --role=toolwise-deploy " in binding
+        assert words[-1] == "--serviceaccount=team-a:toolwise-pipeline"
+        if namespace == "toolwise":
+            assert {role, binding} <= {*told}
+            text = (ROOT / role.split()[-1]).read_text()
+            given = yaml.safe_load(text)
+        else:
+            [given] = made(role)
+        assert given["metadata"] == {"name": "toolwise-deploy", "namespace": namespace}
+        rules = {
+            (verb, group, resource)
+            for rule in given["rules"]
+            for verb in rule["verbs"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+        }
+        asked = [review["resourceAttributes"] for review in server.world.reviewed]
+        assert rules == {
+            (one["verb"], one.get("group", ""), one["resource"])
+            for one in asked
+            if one["namespace"] == namespace
+        }
+    [volume] = [line for line in told if "k8s/base/training-volume.yaml" in line]
+    space = "/api/v1/namespaces/team-a/persistentvolumeclaims/training"
+    assert space not in server.world.objects
+    assert lacking(check(elsewhere))["volume claim training in team-a"] == volume
+
+
 def test_a_registry_that_asks_for_a_login_gets_the_pull_secrets(server: ClusterServer):
     server.world.login = ("robot", "secret")
     server.world.images = {"toolwise/operator:0.1.0"}
@@ -444,6 +694,31 @@ def test_a_registry_that_asks_for_a_login_gets_the_pull_secrets(server: ClusterS
     assert look_up(image, {server.address: Login("robot", "wrong")}).present is False
     server.world.images.clear()
     assert look_up(image, logins).present is False
+
+
+def test_a_login_is_shown_to_its_own_registry_only(server: ClusterServer):
+    """The kubelet pulls a public image without one, whatever else the pull secret holds."""
+    others = ClusterServer(World(login=("robot", "secret"), public=True))
+    server.world.login = ("hubuser", "hubsecret")
+    server.world.images = others.world.images = {"toolwise/operator:0.1.0"}
+    own = {"username": "hubuser", "password": "hubsecret"}
+    auths = {server.address: own, "https://index.docker.io/v1/": own}
+    logins = logins_of({".dockerconfigjson": json.dumps({"auths": auths})})
+    try:
+        for registry in (server, others):
+            found = look_up(f"{registry.address}/toolwise/operator:0.1.0", logins)
+            assert found.present is True, found
+        assert others.world.presented == [None]
+        assert server.world.presented != [None]
+    finally:
+        others.close()
+
+
+@pytest.mark.parametrize("name", ["registry-1.docker.io", "docker.io", "index.docker.io"])
+def test_docker_hubs_login_goes_by_each_of_its_names(name: str):
+    hub = Login("hubuser", "hubsecret")
+    assert login_at(Image.parse("vllm/vllm-openai:v1").registry, {name: hub}) == hub
+    assert login_at("ghcr.io", {name: hub}) is None
 
 
 def test_names_of_images_are_read_as_docker_reads_them():

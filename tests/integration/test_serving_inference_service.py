@@ -49,8 +49,20 @@ def test_the_agents_flags_are_the_servers_with_those_kserve_adds(manifest: dict[
     assert _settings(options) == SERVING.model_copy(update={"host": "0.0.0.0"})
     assert _source(options) == ("http://metis-predictor.agents/openai/v1", "metis")
     assert options.corpus == "s3://models/corpus.jsonl"
-    assert transformer["runtimeClassName"] == "gvisor"
     assert transformer["terminationGracePeriodSeconds"] > SERVING.request_seconds
+
+
+@pytest.mark.parametrize(
+    ("isolation", "given"), [(Isolation.GVISOR, "runsc"), (Isolation.BUBBLEWRAP, None)]
+)
+def test_the_agent_has_gvisors_runtime_class_by_the_clusters_name(
+    isolation: Isolation, given: str | None
+) -> None:
+    assert CLUSTER.runtime_class == "gvisor"
+    serving = SERVING.model_copy(update={"isolation": isolation})
+    cluster = CLUSTER.model_copy(update={"runtime_class": "runsc"})
+    transformer = inference_service(serving, cluster, "s3://m/1", None)["spec"]["transformer"]
+    assert transformer.get("runtimeClassName") == given
 
 
 def test_the_gateway_waits_until_the_agent_has_said_that_time_is_up(

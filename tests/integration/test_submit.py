@@ -132,6 +132,32 @@ def test_a_server_that_is_not_there_or_is_another_one_is_named_at_once(serve: Se
         pass
 
 
+@pytest.mark.parametrize(
+    ("answer", "several"),
+    [
+        # The UI before and after it has first reached the API server, and when that is away again.
+        ({"frontendTagName": "2.17.0", "apiServerReady": False}, None),
+        ({"multi_user": True, "apiServerMultiUser": True, "apiServerReady": True}, True),
+        ({"multi_user": False, "apiServerMultiUser": False, "apiServerReady": True}, False),
+        ({"multi_user": True, "apiServerMultiUser": True, "apiServerReady": False}, True),
+        # An API server without a UI, which leaves out what is false in some versions.
+        ({"commit_sha": "unknown", "tag_name": "2.17.0", "multi_user": True}, True),
+        ({"commit_sha": "unknown", "tag_name": "2.17.0", "multi_user": False}, False),
+        ({"commit_sha": "unknown"}, False),
+    ],
+)
+def test_a_server_is_for_one_user_only_where_the_api_server_says_so(
+    serve: Serve, answer: dict[str, object], several: bool | None
+):
+    server = serve(Pipelines(health=answer))
+    api = PipelinesApi(Server(server.url, ""), credentials(server.url, {}))
+    if several is None:
+        with pytest.raises(ServerAway, match=r"has not reached its API server yet"):
+            api.multi_user()
+    else:
+        assert api.multi_user() is several
+
+
 def test_a_refusal_carries_what_the_server_said(serve: Serve, profile):
     server = serve(Pipelines(refuse=True))
     with (
@@ -466,10 +492,22 @@ def test_a_local_profile_is_not_submitted():
     assert "'demo' has no section `kubeflow`" in result.output
 
 
-def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it_again(serve: Serve):
+@pytest.mark.parametrize(
+    ("command", "sent"),
+    [
+        (("follow", "r1"), []),
+        (
+            ("submit", "--skip-preflight"),
+            ["/pipelines/upload", "/pipelines/upload_version", "/experiments", "/runs"],
+        ),
+    ],
+)
+def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it_again(
+    serve: Serve, command: tuple[str, ...], sent: list[str]
+):
     server = serve(Pipelines(runs=[run("RUNNING", task("train-sft", "RUNNING"))]))
     process = subprocess.Popen(
-        [sys.executable, "-m", "toolwise.cli", "follow", "r1", "--host", server.url],
+        [sys.executable, "-m", "toolwise.cli", *command, "--host", server.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -487,4 +525,5 @@ def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it_again(serve: Serv
     assert "The run goes on" in rest
     assert MLFLOW in rest
     assert f"-m toolwise.cli follow r1 --profile qwen3-vl-8b --host {server.url}\n" in rest
-    assert {call.method for call in server.state.calls} == {"GET"}
+    # Nothing that ends it, such as `runs/r1:terminate`.
+    assert [call.path for call in server.state.calls if call.method != "GET"] == sent

@@ -27,6 +27,8 @@ class ClusterSettings(BaseModel):
         tracking_uri: MLflow server that takes traces of requests, where `serve.trace_share` sends
             any; by default the profile's.
         keys_secret: Kubernetes secret with the file of API keys that `serve.keys` names.
+        runtime_class: RuntimeClass of gVisor, which the agent's pods get where `serve.isolation` is
+            `gvisor`.
         ready_seconds: how long the service may take to become ready; an hour is enough for an
             agent that indexes Wikipedia first.
     """
@@ -46,6 +48,7 @@ class ClusterSettings(BaseModel):
     sandbox: str | None = Field(default=None, pattern=r"^https?://[^/]")
     tracking_uri: str | None = None
     keys_secret: Name | None = None
+    runtime_class: Name = "gvisor"
     ready_seconds: int = Field(default=3600, ge=1)
 
 

@@ -147,7 +147,9 @@ def _agent(
         termination_grace_period_seconds=(
             _UNROUTED_SECONDS + serving.request_seconds + _SHUTDOWN_SECONDS
         ),
-        runtime_class_name="gvisor" if serving.isolation is Isolation.GVISOR else None,
+        runtime_class_name=(
+            cluster.runtime_class if serving.isolation is Isolation.GVISOR else None
+        ),
         service_account_name=cluster.service_account,
         automount_service_account_token=False,
         security_context=restricted_pod(USER),
