@@ -46,12 +46,11 @@ def main(images: list[str]) -> int:
     checked: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="toolwise-images-") as folder:
         try:
-            pins = check_pins(Path(folder))
+            checked["trainer's packages"] = check_pins(Path(folder))
             built["base"] = make_base(Path(folder), headers="trainer" in images)
             for image in images or IMAGES:
                 built[image] = build(image, Path(folder))
                 checked[image] = check(image)
-            checked["trainer"] = pins + checked.get("trainer", [])
         except (AssertionError, subprocess.CalledProcessError) as error:
             print(f"images: {error}", file=sys.stderr)
             return 1

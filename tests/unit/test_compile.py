@@ -16,6 +16,7 @@ from google.protobuf import json_format
 from kfp import components as kfp_components
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
+from pydantic import ValidationError
 
 from pipelines.metis import LABELS, STEPS, compile_pipeline, step_names
 from toolwise.kubernetes.toleration import Toleration
@@ -321,21 +322,40 @@ def changed(**kubeflow: Any) -> Profile:
     return Profile.model_validate(content)
 
 
-@pytest.mark.parametrize(("processes", "gpus"), [(1, "1"), (4, "4"), (16, "8")])
-def test_a_step_in_which_a_model_answers_has_a_gpu_per_process(
-    processes: int, gpus: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("vllm", "processes", "answering", "curating"),
+    [
+        # Without vLLM a GPU per process, and a curation has one process.
+        (None, 1, "1", "1"),
+        (None, 4, "4", "1"),
+        (None, 16, "8", "1"),
+        ({"gpus": 1}, 4, "1", "1"),
+        ({"gpus": 2}, 1, "2", "2"),
+    ],
+)
+def test_a_step_in_which_a_model_answers_has_the_gpus_it_answers_on(
+    vllm: dict[str, int] | None, processes: int, answering: str, curating: str, tmp_path: Path
 ):
-    profile = load_profile("qwen3-vl-8b").model_dump(mode="json")
+    profile = load_profile("qwen3-vl-8b").model_dump(mode="json") | {"vllm": vllm}
+    for section in ("curate_sft", "curate_rl", "evaluate"):
+        del profile[section]["vllm"]
     profile["evaluate"]["processes"] = processes
     compile_pipeline(Profile.model_validate(profile), tmp_path / "changed.yaml")
     containers = executors(next(yaml.safe_load_all((tmp_path / "changed.yaml").read_text())))
-    # A curation has one process, whatever the evaluation has.
-    for step, expected in (("answer", gpus), ("curate-sft", "1"), ("curate-rl", "1")):
+    for step, gpus in (("answer", answering), ("curate-sft", curating), ("curate-rl", curating)):
         resources = containers[step]["resources"]
-        assert resources["accelerator"]["resourceCount"] == expected
+        assert resources["accelerator"]["resourceCount"] == gpus
         # Each GPU of eight comes with an eighth of 32 cores.
         cores = resources["resourceCpuLimit"]
-        assert cores == ("32" if expected == "8" else f"{4000 * int(expected)}m")
+        assert cores == ("32" if gpus == "8" else f"{4000 * int(gpus)}m")
+
+
+def test_vllm_has_no_more_gpus_than_a_step():
+    profile = load_profile("qwen3-vl-2b").model_dump(mode="json") | {"vllm": {"gpus": 2}}
+    with pytest.raises(
+        ValidationError, match=r"vllm\.gpus 2 is more than kubeflow\.accelerators 1"
+    ):
+        Profile.model_validate(profile)
 
 
 @pytest.mark.parametrize("name", CLUSTER_PROFILES)
@@ -353,10 +373,14 @@ def test_steps_with_gpus_run_on_the_tainted_nodes_that_the_overlay_is_for(name: 
 
 
 @pytest.mark.parametrize("name", CLUSTER_PROFILES)
-def test_no_evaluation_has_more_processes_than_gpus(name: str):
+def test_models_answer_by_vllm_up_to_the_longest_conversation_of_training(name: str):
     profile = load_profile(name)
-    assert profile.kubeflow is not None
-    assert profile.evaluate.processes <= profile.kubeflow.accelerators
+    assert profile.vllm is not None
+    assert profile.hardware is not None
+    assert profile.vllm.context_tokens == profile.hardware.context_tokens
+    assert (
+        profile.evaluate.vllm == profile.curate_sft.vllm == profile.curate_rl.vllm == profile.vllm
+    )
 
 
 def test_a_training_hands_its_nodes_and_pull_secret_on_to_the_trainjob(tmp_path: Path):
