@@ -125,7 +125,10 @@ def vllm_process(model: Path, settings: VLLMSettings) -> Iterator[str]:
         tempfile.NamedTemporaryFile(prefix="vllm-", suffix=".log") as log,
         child_process("toolwise.agent.vllm_process:keep", {}) as connection,
     ):
-        connection.send(([*command, "--host=127.0.0.1"], log.name))
+        # This process's own variables: vLLM may be installed elsewhere, and the process between
+        # has a PYTHONPATH.
+        environment = os.environ | {"DO_NOT_TRACK": "1"}
+        connection.send(([*command, "--host=127.0.0.1"], environment, log.name))
         address = f"http://127.0.0.1:{port}"
         _await(address, connection, Path(log.name), settings.start_seconds)
         yield address
@@ -159,9 +162,8 @@ def keep(handle: int) -> None:
     """
     signal.signal(signal.SIGTERM, _stop)
     with Connection(handle) as connection, suppress(EOFError, BrokenPipeError):
-        command, log = connection.recv()
+        command, environment, log = connection.recv()
         with Path(log).open("wb") as file:
-            environment = os.environ | {"DO_NOT_TRACK": "1"}
             # The processes it starts are of its group, and end with it.
             server = subprocess.Popen(
                 command, env=environment, stdout=file, stderr=file, start_new_session=True
