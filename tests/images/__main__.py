@@ -41,7 +41,7 @@ def main(images: list[str]) -> int:
         )
     if os.geteuid() != 0:
         sys.exit("make test-images installs packages and builds a base, so it asks for root")
-    install(("buildah", "debootstrap", "podman", "runc"))
+    install(("buildah", "debootstrap", "gcc", "podman", "runc"))
     built: dict[str, Building] = {}
     checked: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="toolwise-images-") as folder:

@@ -19,7 +19,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 IMAGES = ("trainer", "rollout", "operator", "agent", "sandbox")
 SERVERS = {"rollout": "8000", "agent": "8080", "sandbox": "8080"}
-COMPILER = "gcc libc6-dev"
 LABELS = ("title", "description", "source", "licenses", "version", "revision")
 
 
@@ -119,11 +118,21 @@ def test_a_server_says_whether_it_is_well_and_no_other_does(stages: dict[str, St
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_is_left_without_what_it_was_built_with(stages: dict[str, Stage], image: str):
     runs = " ".join(run for stage in lineage(stages, image) for run in stage.all("RUN"))
-    if image == "trainer":
-        # Triton compiles its CUDA driver module with it.
-        assert runs.count(COMPILER) == 1
-        runs = runs.replace(COMPILER, "")
     assert not re.search(r"\bpip\b|gcc|g\+\+|\bmake\b|build-essential|-dev\b|git\b|curl", runs)
+
+
+def test_the_trainer_brings_what_triton_would_compile(stages: dict[str, Stage]):
+    cache = (ROOT / "toolwise/training/triton_cache.py").read_text()
+    [folder] = re.findall(r'^PREBUILT = Path\("(\S+)"\)$', cache, re.M)
+    compiling = " ".join(stages["trainer-triton"].all("RUN"))
+    assert f"TRITON_CACHE_DIR={folder} " in compiling
+    assert f"--from=trainer-triton {folder} {folder}" in stages["trainer"].all("COPY")
+    found = "toolwise.training.triton_cache:PrebuiltCache"
+    assert stages["trainer"].all("ENV") == [
+        f"TRITON_CACHE_MANAGER={found}",
+        "TOOLWISE_GIT_COMMIT=${REVISION}",
+    ]
+    assert "class PrebuiltCache(FileCacheManager)" in cache
 
 
 def test_every_package_is_installed_at_the_version_of_the_constraints(stages: dict[str, Stage]):
