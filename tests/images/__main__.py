@@ -47,7 +47,8 @@ def main(images: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="toolwise-images-") as folder:
         try:
             checked["trainer's packages"] = check_pins(Path(folder))
-            built["base"] = make_base(Path(folder), headers="trainer" in images)
+            headers = "trainer" in images
+            built[f"base{'-with-headers' * headers}"] = make_base(Path(folder), headers=headers)
             for image in images or IMAGES:
                 built[image] = build(image, Path(folder))
                 checked[image] = check(image)
