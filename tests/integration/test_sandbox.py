@@ -431,7 +431,7 @@ class TestTheSandboxItself:
 
         def call() -> None:
             try:
-                session.call("import time; time.sleep(1.5)")
+                session.call("import time; time.sleep(8)")
             except BackendError as error:
                 errors.append(error)
 

@@ -115,7 +115,8 @@ def test_a_killed_curation_ends_like_one_left_alone_and_does_nothing_twice(
 
     judge.answer = answer
     run_to_the_end(data, resumed, judge, tmp_path / "cache")
-    assert asked <= len(judge.requests) <= asked + CONCURRENCY
+    # Asked twice is what was under way, or answered and not yet on the disk.
+    assert asked <= len(judge.requests) <= asked + 2 * CONCURRENCY
 
     assert {p.name for p in resumed.iterdir()} == {p.name for p in whole.iterdir()}
     for name in ("curated", "rejected", "aside"):
