@@ -6,10 +6,10 @@ import base64
 import itertools
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Browser:
         self._process = subprocess.Popen(
             [CHROMIUM, *_FLAGS, f"--user-data-dir={self._profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         port = self._port()
@@ -64,24 +64,25 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
         os.killpg(self._process.pid, 9)
-        self._process.communicate()
+        self._process.wait()
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def _port(self) -> str:
-        """Chromium says on its standard error where it listens."""
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            if found := re.search(rb"ws://127\.0\.0\.1:(\d+)/", line):
-                return found[1].decode()
-        raise AssertionError("Chromium ended at its start")
+        """Chromium writes into its profile where it listens."""
+        told, deadline = Path(self._profile, "DevToolsActivePort"), time.monotonic() + _SECONDS
+        while not (told.exists() and (lines := told.read_text().splitlines())):
+            assert self._process.poll() is None, "Chromium ended at its start"
+            assert time.monotonic() < deadline, "Chromium does not say where it listens"
+            time.sleep(0.05)
+        return lines[0]
 
     def send(self, method: str, **params: Any) -> Any:
         """One command of the protocol."""
         number = next(self._numbers)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        deadline = time.monotonic() + _SECONDS
         while True:
-            message = json.loads(self._socket.recv(timeout=_SECONDS))
-            self._note(message)
+            message = self._receive(deadline)
             if message.get("id") == number:
                 assert "error" not in message, message["error"]
                 return message["result"]
@@ -92,10 +93,10 @@ class Browser:
         self.send("Emulation.setEmulatedMedia", features=[feature])
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.send("Emulation.setDeviceMetricsOverride", **size)
-        loaded = self._loaded
+        loaded, deadline = self._loaded, time.monotonic() + _SECONDS
         self.send("Page.navigate", url=url)
         while self._loaded == loaded:
-            self._note(json.loads(self._socket.recv(timeout=_SECONDS)))
+            self._receive(deadline)
 
     def run(self, expression: str) -> Any:
         """The value of an expression in the page."""
@@ -137,7 +138,9 @@ class Browser:
         """The page as a PNG file."""
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
-    def _note(self, message: dict[str, Any]) -> None:
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        """What the page says next; a page may go on talking and never say what one waits for."""
+        message = json.loads(self._socket.recv(timeout=max(0.0, deadline - time.monotonic())))
         match message:
             case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
                 self.complaints.append(json.dumps(details))
@@ -145,3 +148,4 @@ class Browser:
                 self._loaded += 1
             case {"method": "Log.entryAdded", "params": {"entry": {"level": "error"} as entry}}:
                 self.complaints.append(entry["text"])
+        return message

@@ -19,3 +19,11 @@ def mlflow_uri(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     if os.environ.get("TOOLWISE_TEST_POSTGRES"):
         return request.getfixturevalue("mlflow_server").uri
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/runs/mlflow.db"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hurried_steps() -> Iterator[None]:
+    """Steps open their parent run one after another here, and have nobody to wait for."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("toolwise.tracking.delivery.SETTLING_SECONDS", 0.0)
+        yield

@@ -8,12 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from toolwise.data import encode_image
+from toolwise.tools.sandbox.local import LocalSandbox
 
 
 def picture(seed: int = 0, size: int = 96) -> Image.Image:
@@ -28,13 +29,18 @@ def png(seed: int = 0) -> bytes:
 def descendants(pid: int | None = None) -> set[int]:
     """Every process below `pid` (this one) that is not a zombie."""
     found: set[int] = set()
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # `pid` ended meanwhile
-        for thread in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
-            for child in map(int, (thread / "children").read_text().split()):
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # this one did
-                    state = Path(f"/proc/{child}/stat").read_bytes().rsplit(b")", 1)[1].split()[0]
-                    found |= descendants(child) | ({child} if state != b"Z" else set())
+    with contextlib.suppress(psutil.NoSuchProcess):  # `pid` ended meanwhile
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # this one did
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    found.add(child.pid)
     return found
+
+
+def processes_of(sandbox: LocalSandbox) -> set[int]:
+    """Every process of a sandbox, and nobody else's: a test may kill them."""
+    workers = {worker._process.pid for worker in sandbox._workers.values()}
+    return workers.union(*map(descendants, workers))
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:

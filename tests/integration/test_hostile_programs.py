@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from hostile_programs import PRISE, PROGRAMS, Host, Program, host_with_a_prise, named
-from sandbox_tools import descendants, eventually, png
+from sandbox_tools import eventually, png, processes_of
 
 from toolwise.tools.sandbox import SandboxLimits, open_sandbox
 from toolwise.tools.sandbox.local import LocalSandbox, LocalSession
@@ -71,9 +71,9 @@ def sandbox() -> Iterator[LocalSandbox]:
     del os.environ["TOOLWISE_TEST_CREDENTIAL"]
     session = sandbox.open([])
     session.call("1")
-    started = descendants()
+    started = processes_of(sandbox)
     session.close()
-    assert eventually(lambda: descendants() < started)
+    assert eventually(lambda: processes_of(sandbox) < started)
     yield sandbox
     sandbox.close()
 
@@ -82,7 +82,7 @@ def sandbox() -> Iterator[LocalSandbox]:
 def test_it_stays_inside_and_nobody_notices(
     sandbox: LocalSandbox, host: Host, program: Program
 ) -> None:
-    quiet = descendants()
+    quiet = processes_of(sandbox)
     bystander = Bystander(sandbox)
     attacker = LocalSession(sandbox, [png()], IMPATIENT if program.get("endless") else LIMITS)
     partner = sandbox.open([])
@@ -100,7 +100,7 @@ def test_it_stays_inside_and_nobody_notices(
         attacker.close()
         partner.close()
     assert bystander.answers == [f"{n} kept" for n in range(1, len(bystander.answers) + 1)]
-    assert eventually(lambda: descendants() == quiet)  # the worker is the same, and alone
+    assert eventually(lambda: processes_of(sandbox) == quiet)  # the worker is the same, and alone
 
 
 @pytest.mark.parametrize("program", named([p for p in PROGRAMS if p.get("bare")]))

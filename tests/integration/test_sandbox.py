@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import json
 import os
 import re
 import resource
@@ -21,19 +21,35 @@ from pathlib import Path
 
 import PIL
 import pytest
-from sandbox_tools import descendants, eventually, picture, png, send
+from sandbox_tools import descendants, eventually, picture, png, processes_of, send
 
 from toolwise.data import decode_image
 from toolwise.errors import BackendError, InputError
 from toolwise.tools.sandbox import Isolation, SandboxLimits, SandboxSession, open_sandbox
 from toolwise.tools.sandbox import local as local_sandbox
 from toolwise.tools.sandbox.inside import wire
-from toolwise.tools.sandbox.inside.supervisor import Supervisor
 from toolwise.tools.sandbox.local import LocalSandbox
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is missing")
 LIMITS = SandboxLimits(seconds=30.0, memory_mb=512)
 REPOSITORY = Path(__file__).parents[2]
+
+FORKS_ONCE = """
+import errno, json, os, socket, sys
+from toolwise.tools.sandbox.inside.supervisor import Supervisor
+
+forks = iter([os.fork])
+
+def fork():  # a real limit would count everybody's processes of that user
+    for real in forks:
+        return real()
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+os.fork = fork
+control = socket.socket(fileno=int(sys.argv[1]))
+Supervisor(control, json.loads(sys.argv[2]), isolated=False).run()
+"""
+"""A supervisor that finds no process for a second session."""
 
 
 def open_files() -> int:
@@ -229,10 +245,10 @@ class TestBrokenCode:
     def test_what_a_call_started_ends_with_it(self, sandbox: LocalSandbox) -> None:
         session = sandbox.open([])
         session.call("1")
-        quiet = descendants()
+        quiet = processes_of(sandbox)
         code = "import subprocess\nfor _ in range(3): subprocess.Popen(['sleep', '1000'])"
         assert not session.call(code).is_error
-        assert eventually(lambda: descendants() <= quiet, 10.0)
+        assert eventually(lambda: processes_of(sandbox) <= quiet, 10.0)
         session.close()
 
 
@@ -295,10 +311,11 @@ class TestWalls:
         assert session.call(code).text == "/tmp"
 
     def test_no_session_runs_as_root_of_the_host(self, sandbox: LocalSandbox) -> None:
-        before = descendants()
+        sandbox.open([]).call("1")  # the worker is there
+        before = processes_of(sandbox)
         session = sandbox.open([])
         session.call("1")
-        (process,) = descendants() - before
+        (process,) = processes_of(sandbox) - before
         status = Path(f"/proc/{process}/status").read_text()
         fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
         assert "0" not in fields["Uid"].split()
@@ -315,7 +332,7 @@ class TestTheSandboxItself:
         self, own_sandbox: LocalSandbox
     ) -> None:
         own_sandbox.open([]).call("1")
-        send(signal.SIGKILL, descendants())
+        send(signal.SIGKILL, processes_of(own_sandbox))
         assert own_sandbox.open([]).call("print('here')").text == "here"
 
     def test_a_worker_starts_while_more_than_a_thousand_files_are_open(self) -> None:
@@ -337,24 +354,23 @@ class TestTheSandboxItself:
         pool = LocalSandbox(workers=1, limits=LIMITS)
         session = pool.open([])
         pool.open([]).call("1")
-        first = descendants() - others
+        first = processes_of(pool)
         with ThreadPoolExecutor(1) as thread:
             calling = thread.submit(session.call, "import time; time.sleep(1000)")
             assert eventually(lambda: session._calls == 1)  # it has started
             send(signal.SIGKILL, first)
             with pytest.raises(BackendError, match="does not work here"):
                 calling.result(60)
-        assert eventually(lambda: descendants() == others)  # no other worker was started
+        assert eventually(lambda: descendants() <= others)  # no other worker was started
         assert pool.open([]).call("print('next')").text == "next"
         pool.close()
 
     def test_a_session_closed_while_it_starts_takes_no_other_along(
         self, own_sandbox: LocalSandbox
     ) -> None:
-        others = descendants()
         bystander, closed = own_sandbox.open([]), own_sandbox.open([png()])
         bystander.call("x = 'kept'")
-        worker = descendants() - others
+        worker = processes_of(own_sandbox)
         send(signal.SIGSTOP, worker)
         with ThreadPoolExecutor(1) as thread:
             calling = thread.submit(closed.call, "print('never')")
@@ -389,6 +405,11 @@ class TestTheSandboxItself:
 
     def test_a_session_for_which_there_is_no_process_costs_no_other(self) -> None:
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            arguments = [str(theirs.fileno()), json.dumps(asdict(LIMITS))]
+            supervisor = subprocess.Popen(
+                [sys.executable, "-c", FORKS_ONCE, *arguments], pass_fds=[theirs.fileno()]
+            )
 
         def start(name: str) -> tuple[socket.socket, dict[str, object]]:
             mine, its = socket.socketpair()
@@ -396,22 +417,6 @@ class TestTheSandboxItself:
                 socket.send_fds(control, [f"start {name}".encode()], [its.fileno()])
             return mine, wire.receive(mine, 1000, 0, time.monotonic() + 30.0)[0]
 
-        forks = iter([os.fork])
-
-        def fork_once() -> int:  # a real limit would count everybody's processes of that user
-            for fork in forks:
-                return fork()
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-        supervisor = os.fork()
-        if supervisor == 0:
-            try:
-                control.close()
-                os.fork = fork_once
-                Supervisor(theirs, asdict(LIMITS), isolated=False).run()
-            finally:
-                os._exit(0)
-        theirs.close()
         first, greeting = start("1")
         second, refusal = start("2")
         assert greeting == {"ready": True}
@@ -421,10 +426,9 @@ class TestTheSandboxItself:
         assert wire.receive(first, 1000, 0, time.monotonic() + 30.0)[0]["text"] == "here\n"
         for end in (first, second, control):
             end.close()
-        os.waitpid(supervisor, 0)
+        assert supervisor.wait(30) == 0
 
     def test_variables_lost_with_a_worker_stop_the_step(self, own_sandbox: LocalSandbox) -> None:
-        others = descendants()
         session = own_sandbox.open([])
         session.call("x = 1")
         errors: list[BaseException] = []
@@ -435,10 +439,9 @@ class TestTheSandboxItself:
             except BackendError as error:
                 errors.append(error)
 
-        mine = descendants() - others
         thread = threading.Thread(target=call)
         thread.start()
-        send(signal.SIGKILL, mine)
+        send(signal.SIGKILL, processes_of(own_sandbox))
         thread.join(60)
         assert len(errors) == 1
         assert own_sandbox.open([]).call("print('next')").text == "next"
@@ -446,9 +449,8 @@ class TestTheSandboxItself:
     def test_a_supervisor_that_does_not_answer_is_replaced(
         self, own_sandbox: LocalSandbox, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        others = descendants()
         own_sandbox.open([]).call("1")
-        stuck = descendants() - others
+        stuck = processes_of(own_sandbox)
         send(signal.SIGSTOP, stuck)
         monkeypatch.setattr(local_sandbox, "START_SECONDS", 10.0)
         assert own_sandbox.open([]).call("print('here')").text == "here"
@@ -456,13 +458,13 @@ class TestTheSandboxItself:
 
     def test_three_hundred_sessions_leave_nothing_behind(self, sandbox: LocalSandbox) -> None:
         sandbox.open([png()]).call("1")
-        descriptors, processes = open_files(), len(descendants())
+        descriptors, processes = open_files(), len(processes_of(sandbox))
         for number in range(300):
             session = sandbox.open([png()])
             assert session.call(f"print({number})").text == str(number)
             session.close()
         assert open_files() <= descriptors
-        assert eventually(lambda: len(descendants()) <= processes)
+        assert eventually(lambda: len(processes_of(sandbox)) <= processes)
 
     def test_a_closed_sandbox_is_the_hosts_fault(self) -> None:
         pool = LocalSandbox(workers=1)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sandbox_tools import descendants, picture, png, send
+from sandbox_tools import descendants, picture, png, processes_of, send
 
 from toolwise.data import decode_image
 from toolwise.errors import InputError
@@ -95,13 +95,12 @@ async def test_a_cancelled_call_ends_with_its_session(tool: PythonTool) -> None:
 
 
 async def test_the_event_loop_is_free_while_a_busy_supervisor_is_told_to_close() -> None:
-    others = descendants()
     tool = PythonTool(workers=1)
     session = await tool.open([])
     await session.call({"code": "1"})
-    worker = descendants() - others
-    send(signal.SIGSTOP, worker)
     assert isinstance(tool._sandbox, LocalSandbox)
+    worker = processes_of(tool._sandbox)
+    send(signal.SIGSTOP, worker)
     control = tool._sandbox.worker(())._control
     control.settimeout(0)
     with contextlib.suppress(BlockingIOError):

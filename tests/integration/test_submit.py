@@ -280,6 +280,11 @@ exec sleep 1000
 """
 
 
+def interruptible(number: signal.Signals) -> list[str]:
+    """Before a command: it obeys that signal, which `&` and `nohup` have tests ignore."""
+    return ["env", f"--default-signal={number.name}"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("reached", [True, False])
 def test_kubectl_ends_with_whoever_started_it(
@@ -292,12 +297,11 @@ def test_kubectl_ends_with_whoever_started_it(
     kubectl.write_text(SLOW_KUBECTL.format(log=log, forwarding=forwarding))
     kubectl.chmod(0o755)
     process = subprocess.Popen(
-        [sys.executable, "-m", "toolwise.cli", "follow", "r1"],
+        [*interruptible(number), sys.executable, "-m", "toolwise.cli", "follow", "r1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"},
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup and & ignore some
     )
     assert process.stdout is not None
     started = int(log.read_text().split()[1])
@@ -506,14 +510,13 @@ def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it_again(
     serve: Serve, command: tuple[str, ...], sent: list[str]
 ):
     server = serve(Pipelines(runs=[run("RUNNING", task("train-sft", "RUNNING"))]))
+    cli = [sys.executable, "-m", "toolwise.cli"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "toolwise.cli", *command, "--host", server.url],
+        [*interruptible(signal.SIGINT), *cli, *command, "--host", server.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        # Whoever runs the tests in the background has Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

@@ -132,6 +132,7 @@ def test_steps_that_begin_at_the_same_moment_are_of_one_parent_run(
     client: MlflowClient, parent: PipelineRun, uri: str, monkeypatch: pytest.MonkeyPatch
 ):
     """As evaluations in parallel pods where all steps before them were cached."""
+    monkeypatch.setattr(delivery, "SETTLING_SECONDS", 2.0)
     none_there = threading.Barrier(3)
     found = delivery.find_experiment
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NoReturn
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
@@ -160,7 +159,8 @@ def keep(handle: int) -> None:
     It is closed also by the death of the process at the other end, which must not leave a server
     that holds its GPUs. A command that ends before has its status sent back.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    # The connection says when to end, and an exception in the middle of a wait could lock it up.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     with Connection(handle) as connection, suppress(EOFError, BrokenPipeError):
         command, environment, log = connection.recv()
         with Path(log).open("wb") as file:
@@ -175,10 +175,6 @@ def keep(handle: int) -> None:
             connection.send(server.returncode)
         finally:
             _end_group(server)
-
-
-def _stop(*_: object) -> NoReturn:
-    raise SystemExit(0)
 
 
 def _end_group(server: subprocess.Popen[bytes]) -> None:
