@@ -124,8 +124,8 @@ def test_a_vllm_that_ends_or_hangs_is_told_with_its_last_words(
     with pytest.raises(BackendError, match=words), vllm_process(checkpoint, SETTINGS):
         pass
     monkeypatch.setenv("VLLM_FATE", "hangs")
-    hurried = SETTINGS.model_copy(update={"start_seconds": 20})
-    words = r"(?s)vLLM did not answer within 20 seconds:.*loading weights"
+    hurried = SETTINGS.model_copy(update={"start_seconds": 15})
+    words = r"(?s)vLLM did not answer within 15 seconds:.*loading weights"
     with pytest.raises(BackendError, match=words), vllm_process(checkpoint, hurried):
         pass
     pid, _ = json.loads(vllm.read_text())

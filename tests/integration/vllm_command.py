@@ -14,11 +14,6 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-from token_server import TokenServer
-
-from toolwise.agent.transformers_engine import TransformersEngine
-
 HERE = Path(__file__).parent
 
 
@@ -42,6 +37,11 @@ def main() -> None:
         case "hangs":
             print("loading weights", flush=True)
             time.sleep(600)
+    import torch  # only now: what ends or hangs does so at once
+    from token_server import TokenServer
+
+    from toolwise.agent.transformers_engine import TransformersEngine
+
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=["serve"])
     parser.add_argument("model", type=Path)
