@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -48,8 +49,8 @@ class MlflowServer:
                 start_new_session=True,
                 env=environment,
             )
-        transport = httpx.HTTPTransport()
-        for _ in range(START_SECONDS * 10):
+        transport, deadline = httpx.HTTPTransport(), time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
             try:
                 if httpx.Client(transport=transport).get(f"{self.uri}/health").is_success:
                     return
