@@ -198,7 +198,8 @@ def _form_group() -> None:
     import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available())
+    # One that is done before another has joined would take the group's store with it.
+    PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 
 def _end_with(parent: Connection) -> None:
