@@ -28,6 +28,11 @@ def say_gpus(folder: Path, log=None, progress=None) -> None:
     (folder / f"{state.process_index}").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
 
 
+def look_for(path: Path, log=None, progress=None) -> None:
+    """Fails where there is no such file."""
+    path.stat()
+
+
 def refuse(log=None, progress=None) -> None:
     """The second process finds its input wrong, while the first waits for it."""
     state = PartialState(cpu=True)

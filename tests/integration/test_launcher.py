@@ -39,6 +39,32 @@ def test_the_processes_form_one_group_and_report_once(tmp_path: Path) -> None:
     assert progressed == [(1, 2, "half")]
 
 
+SLOW_TO_JOIN = """
+import os
+if os.environ.get("RANK") == "1":
+    import pathlib, time
+    from torch import distributed
+    join = distributed.init_process_group
+
+    def slowly(*given, **more):
+        join(*given, **more)
+        time.sleep(2)
+        pathlib.Path({joined!r}).touch()
+
+    distributed.init_process_group = slowly
+"""
+"""What Python runs at its start: the second process takes its time."""
+
+
+def test_none_begins_and_so_none_ends_before_all_have_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = tmp_path / "joined"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TO_JOIN.format(joined=str(joined)))
+    monkeypatch.syspath_prepend(tmp_path)
+    launch("group_work:look_for", 2, path=joined)
+
+
 @pytest.mark.parametrize(("gpus", "seen"), [(True, "0,1"), (False, "")])
 def test_processes_that_are_to_work_on_cores_see_no_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: bool, seen: str
